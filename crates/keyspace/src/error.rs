@@ -1,0 +1,39 @@
+//! Error replies: Redis's texts, letter for letter, each with its code in front (`ERR`, `WRONGTYPE`, …).
+
+use std::borrow::Cow;
+
+/// What a command returns: `Err` becomes the command's only reply, and then it has changed nothing.
+pub type Outcome = Result<(), Error>;
+
+/// An error reply without the leading `-` and the trailing CRLF.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Error(pub Cow<'static, str>);
+
+impl Error {
+    /// An error with a fixed text.
+    pub const fn new(text: &'static str) -> Error {
+        Error(Cow::Borrowed(text))
+    }
+
+    /// The whole text, code included.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// `SYNTAX`-like constants stand here so that a text is written once.
+    pub const SYNTAX: Error = Error::new("ERR syntax error");
+    /// A value or argument is no signed 64-bit integer.
+    pub const NOT_AN_INTEGER: Error = Error::new("ERR value is not an integer or out of range");
+    /// A value or argument is no float.
+    pub const NOT_A_FLOAT: Error = Error::new("ERR value is not a valid float");
+    /// The key holds another type.
+    pub const WRONG_TYPE: Error =
+        Error::new("WRONGTYPE Operation against a key holding the wrong kind of value");
+    /// INCR and its kin would leave the signed 64-bit range.
+    pub const OVERFLOW: Error = Error::new("ERR increment or decrement would overflow");
+
+    /// `ERR wrong number of arguments for '<name>' command`, the name in lower case.
+    pub fn wrong_arity(name: &str) -> Error {
+        Error(Cow::Owned(format!("ERR wrong number of arguments for '{}' command", name.to_ascii_lowercase())))
+    }
+}
