@@ -32,8 +32,30 @@ impl Error {
     /// INCR and its kin would leave the signed 64-bit range.
     pub const OVERFLOW: Error = Error::new("ERR increment or decrement would overflow");
 
+    /// The argument of EXPIRE and its kin, or of SET's options, is no time that can be.
+    pub fn invalid_expire_time(command: &str) -> Error {
+        Error(Cow::Owned(format!("ERR invalid expire time in '{command}' command")))
+    }
+
+    /// A container command has no such subcommand; `container` is its name in lower case.
+    pub fn unknown_subcommand(container: &str, subcommand: &[u8]) -> Error {
+        let shown = String::from_utf8_lossy(&subcommand[..subcommand.len().min(128)]);
+        Error::one_line(format!(
+            "ERR unknown subcommand '{shown}'. Try {} HELP.",
+            container.to_ascii_uppercase()
+        ))
+    }
+
+    /// An error whose text quotes a client: line breaks would end the reply early and become blanks.
+    pub fn one_line(text: String) -> Error {
+        Error(Cow::Owned(text.replace(['\r', '\n'], " ")))
+    }
+
     /// `ERR wrong number of arguments for '<name>' command`, the name in lower case.
     pub fn wrong_arity(name: &str) -> Error {
-        Error(Cow::Owned(format!("ERR wrong number of arguments for '{}' command", name.to_ascii_lowercase())))
+        Error(Cow::Owned(format!(
+            "ERR wrong number of arguments for '{}' command",
+            name.to_ascii_lowercase()
+        )))
     }
 }

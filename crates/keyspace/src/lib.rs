@@ -6,12 +6,25 @@
 
 pub mod argv;
 pub mod command;
+mod database;
+mod deadlines;
 mod error;
+pub mod glob;
+pub mod introspect;
+mod keyspace;
+mod reader;
 mod sink;
 mod slot;
+pub mod value;
+mod writer;
 
 pub use argv::{ArgVec, Args};
-pub use command::Command;
+pub use command::{Command, Flags, Keys, Run, lookup};
+pub use database::Record;
 pub use error::{Error, Outcome};
+pub use introspect::unknown_command;
+pub use keyspace::{Keyspace, Settings, Stats};
+pub use reader::Reader;
 pub use sink::{NullSink, Sink};
 pub use slot::{SLOTS, Slot, slot_of};
+pub use writer::{Key, Writer};

@@ -1,0 +1,330 @@
+//! COMMAND and its subcommands, answered from the command table in the shapes of Redis 7.0.
+
+use crate::{Args, Command, Error, Keys, Outcome, Sink, command, glob, lookup};
+use command::{Argument, ArgumentKind};
+
+/// Answers `COMMAND [COUNT|INFO|DOCS|GETKEYS|GETKEYSANDFLAGS|LIST|HELP …]`. The arity has been checked.
+pub fn command(args: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    let Some((sub, rest)) = args[1..].split_first() else {
+        out.array(command::all().count());
+        command::all().for_each(|row| info(row, out));
+        return Ok(());
+    };
+    match sub.to_ascii_lowercase().as_slice() {
+        b"count" => {
+            out.int(command::all().count() as i64);
+            Ok(())
+        }
+        b"info" => info_of(rest, out),
+        b"docs" => docs_of(rest, out),
+        b"getkeys" => get_keys(rest, false, out),
+        b"getkeysandflags" => get_keys(rest, true, out),
+        b"list" => list(rest, out),
+        b"help" => {
+            out.array(HELP.len());
+            HELP.iter().for_each(|line| out.simple(line));
+            Ok(())
+        }
+        _ => Err(Error::unknown_subcommand("command", sub)),
+    }
+}
+
+/// Redis's error for a command that does not exist; it quotes the first arguments.
+pub fn unknown_command(args: Args<'_>) -> Error {
+    const QUOTED: usize = 128;
+    let cut = |bytes: &[u8], len: usize| String::from_utf8_lossy(&bytes[..bytes.len().min(len)]).into_owned();
+    let mut shown = Vec::new();
+    for arg in &args[1..] {
+        if shown.len() >= QUOTED {
+            break;
+        }
+        let room = QUOTED - shown.len();
+        shown.push(b'\'');
+        shown.extend_from_slice(&arg[..arg.len().min(room)]);
+        shown.extend_from_slice(b"' ");
+    }
+    let shown = String::from_utf8_lossy(&shown);
+    Error::one_line(format!(
+        "ERR unknown command '{}', with args beginning with: {shown}",
+        cut(args[0], QUOTED)
+    ))
+}
+
+const HELP: &[&str] = &[
+    "COMMAND <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "(no subcommand)",
+    "    Return details about all Redis commands.",
+    "COUNT",
+    "    Return the total number of commands in this server.",
+    "LIST",
+    "    Return a list of all commands in this server.",
+    "INFO [<command-name> ...]",
+    "    Return details about multiple Redis commands.",
+    "    If no command names are given, documentation details for all",
+    "    commands are returned.",
+    "DOCS [<command-name> ...]",
+    "    Return documentation details about multiple Redis commands.",
+    "    If no command names are given, documentation details for all",
+    "    commands are returned.",
+    "GETKEYS <full-command>",
+    "    Return the keys from a full Redis command.",
+    "GETKEYSANDFLAGS <full-command>",
+    "    Return the keys and the access flags from a full Redis command.",
+    "HELP",
+    "    Prints this help.",
+];
+
+/// A row by its full name: `set`, or `client|id`.
+fn find(name: &[u8]) -> Option<&'static Command> {
+    match name.iter().position(|&b| b == b'|') {
+        Some(bar) => lookup(&name[..bar])?.subcommand(&name[bar + 1..]),
+        None => lookup(name),
+    }
+}
+
+fn info_of(names: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    if names.is_empty() {
+        out.array(command::all().count());
+        command::all().for_each(|row| info(row, out));
+        return Ok(());
+    }
+    out.array(names.len());
+    for name in names {
+        match find(name) {
+            Some(row) => info(row, out),
+            None => out.null_array(),
+        }
+    }
+    Ok(())
+}
+
+fn info(row: &Command, out: &mut dyn Sink) {
+    out.array(10);
+    out.bulk(row.name.as_bytes());
+    out.int(i64::from(row.arity));
+    statuses(row.flags.names(), out);
+    let (first, last, step) = match row.keys {
+        Keys::None => (0, 0, 0),
+        Keys::Range { first, last, step } => (i64::from(first), i64::from(last), i64::from(step)),
+    };
+    out.int(first);
+    out.int(last);
+    out.int(step);
+    statuses(row.acl_categories(), out);
+    out.array(row.tips.len());
+    row.tips.iter().for_each(|tip| out.bulk(tip.as_bytes()));
+    key_specs(row, out);
+    out.array(row.subcommands.len());
+    row.subcommands.iter().for_each(|row| info(row, out));
+}
+
+fn statuses<'a>(names: impl Iterator<Item = &'a str>, out: &mut dyn Sink) {
+    let names: Vec<&str> = names.collect();
+    out.set(names.len());
+    names.iter().for_each(|name| out.simple(name));
+}
+
+fn key_specs(row: &Command, out: &mut dyn Sink) {
+    let Keys::Range { first, last, step } = row.keys else {
+        out.array(0);
+        return;
+    };
+    out.array(1);
+    out.map(if row.key_notes.is_empty() { 3 } else { 4 });
+    if !row.key_notes.is_empty() {
+        out.bulk(b"notes");
+        out.bulk(row.key_notes.as_bytes());
+    }
+    out.bulk(b"flags");
+    statuses(row.access.iter().copied(), out);
+    out.bulk(b"begin_search");
+    out.map(2);
+    out.bulk(b"type");
+    out.bulk(b"index");
+    out.bulk(b"spec");
+    out.map(1);
+    out.bulk(b"index");
+    out.int(i64::from(first));
+    out.bulk(b"find_keys");
+    out.map(2);
+    out.bulk(b"type");
+    out.bulk(b"range");
+    out.bulk(b"spec");
+    out.map(3);
+    // Redis counts the last key from the first unless it counts from the end.
+    out.bulk(b"lastkey");
+    out.int(if last < 0 { i64::from(last) } else { i64::from(last) - i64::from(first) });
+    out.bulk(b"keystep");
+    out.int(i64::from(step));
+    out.bulk(b"limit");
+    out.int(0);
+}
+
+fn docs_of(names: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    let rows: Vec<&Command> = if names.is_empty() {
+        command::all().collect()
+    } else {
+        names.iter().filter_map(|name| find(name)).collect()
+    };
+    out.map(rows.len());
+    for row in rows {
+        out.bulk(row.name.as_bytes());
+        docs(row, out);
+    }
+    Ok(())
+}
+
+fn docs(row: &Command, out: &mut dyn Sink) {
+    let fields = 3
+        + usize::from(!row.complexity.is_empty())
+        + 3 * usize::from(row.deprecated.is_some())
+        + usize::from(!row.history.is_empty())
+        + usize::from(!row.arguments.is_empty())
+        + usize::from(!row.subcommands.is_empty());
+    out.map(fields);
+    field("summary", row.summary, out);
+    field("since", row.since, out);
+    field("group", row.group, out);
+    if !row.complexity.is_empty() {
+        field("complexity", row.complexity, out);
+    }
+    if let Some((since, replaced_by)) = row.deprecated {
+        out.bulk(b"doc_flags");
+        statuses(["deprecated"].into_iter(), out);
+        field("deprecated_since", since, out);
+        field("replaced_by", replaced_by, out);
+    }
+    if !row.history.is_empty() {
+        out.bulk(b"history");
+        out.set(row.history.len());
+        for (version, change) in row.history {
+            out.array(2);
+            out.bulk(version.as_bytes());
+            out.bulk(change.as_bytes());
+        }
+    }
+    if !row.arguments.is_empty() {
+        out.bulk(b"arguments");
+        arguments(row.arguments, out);
+    }
+    if !row.subcommands.is_empty() {
+        out.bulk(b"subcommands");
+        out.map(row.subcommands.len());
+        for row in row.subcommands {
+            out.bulk(row.name.as_bytes());
+            docs(row, out);
+        }
+    }
+}
+
+fn field(name: &str, value: &str, out: &mut dyn Sink) {
+    out.bulk(name.as_bytes());
+    out.bulk(value.as_bytes());
+}
+
+fn arguments(list: &[Argument], out: &mut dyn Sink) {
+    out.array(list.len());
+    for argument in list {
+        let (kind, parts) = match &argument.kind {
+            ArgumentKind::String => ("string", None),
+            ArgumentKind::Integer => ("integer", None),
+            ArgumentKind::Double => ("double", None),
+            ArgumentKind::Key => ("key", None),
+            ArgumentKind::Pattern => ("pattern", None),
+            ArgumentKind::UnixTime => ("unix-time", None),
+            ArgumentKind::PureToken => ("pure-token", None),
+            ArgumentKind::OneOf(parts) => ("oneof", Some(*parts)),
+            ArgumentKind::Block(parts) => ("block", Some(*parts)),
+        };
+        let flags: Vec<&str> = [(argument.optional, "optional"), (argument.multiple, "multiple")]
+            .into_iter()
+            .filter_map(|(set, name)| set.then_some(name))
+            .collect();
+        let fields = 2
+            + usize::from(kind == "key")
+            + usize::from(!argument.token.is_empty())
+            + usize::from(!argument.since.is_empty())
+            + usize::from(!argument.deprecated_since.is_empty())
+            + usize::from(!flags.is_empty())
+            + usize::from(parts.is_some());
+        out.map(fields);
+        field("name", argument.name, out);
+        field("type", kind, out);
+        if kind == "key" {
+            out.bulk(b"key_spec_index");
+            out.int(0);
+        }
+        for (name, value) in [
+            ("token", argument.token),
+            ("since", argument.since),
+            ("deprecated_since", argument.deprecated_since),
+        ] {
+            if !value.is_empty() {
+                field(name, value, out);
+            }
+        }
+        if !flags.is_empty() {
+            out.bulk(b"flags");
+            statuses(flags.into_iter(), out);
+        }
+        if let Some(parts) = parts {
+            out.bulk(b"arguments");
+            arguments(parts, out);
+        }
+    }
+}
+
+fn get_keys(args: Args<'_>, with_flags: bool, out: &mut dyn Sink) -> Outcome {
+    let row = lookup(args[0])
+        .and_then(|row| row.resolve(args).ok())
+        .ok_or(Error::new("ERR Invalid command specified"))?;
+    if row.keys == Keys::None {
+        return Err(Error::new("ERR The command has no key arguments"));
+    }
+    row.check_arity(args).map_err(|_| Error::new("ERR Invalid number of arguments specified for command"))?;
+    let mut keys = Vec::new();
+    row.for_each_key(args, &mut |key| keys.push(key.to_vec()));
+    out.array(keys.len());
+    for key in keys {
+        if with_flags {
+            out.array(2);
+            out.bulk(&key);
+            statuses(row.access.iter().copied(), out);
+        } else {
+            out.bulk(&key);
+        }
+    }
+    Ok(())
+}
+
+fn list(filter: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    let rows = || command::all().flat_map(|row| std::iter::once(row).chain(row.subcommands));
+    let names: Vec<&str> = match filter {
+        [] => rows().map(|row| row.name).collect(),
+        [by, kind, value] if by.eq_ignore_ascii_case(b"filterby") => {
+            let is = |name: &str| kind.eq_ignore_ascii_case(name.as_bytes());
+            if is("module") {
+                Vec::new()
+            } else if is("aclcat") {
+                rows()
+                    .filter(|row| {
+                        row.acl_categories()
+                            .any(|category| category.as_bytes()[1..].eq_ignore_ascii_case(value))
+                    })
+                    .map(|row| row.name)
+                    .collect()
+            } else if is("pattern") {
+                rows()
+                    .filter(|row| glob::matches(value, row.name.as_bytes(), true))
+                    .map(|row| row.name)
+                    .collect()
+            } else {
+                return Err(Error::SYNTAX);
+            }
+        }
+        _ => return Err(Error::SYNTAX),
+    };
+    out.array(names.len());
+    names.iter().for_each(|name| out.bulk(name.as_bytes()));
+    Ok(())
+}

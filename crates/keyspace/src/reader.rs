@@ -1,0 +1,113 @@
+//! What a reading command sees of the keyspace.
+
+use crate::{
+    Keyspace, Slot,
+    database::{Locator, Record},
+};
+use std::{cell::Cell, sync::atomic::Ordering};
+
+/// A view of one database for the reads of one command. It changes nothing.
+///
+/// A key whose deadline the log's clock has reached is gone. A key whose deadline lies after the log's clock but
+/// not after the reader's own would be gone to a client that looks at a clock, and still there to one that asks a
+/// replica: the reply is in doubt, and [`waits_for`](Reader::waits_for) says until when.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    keyspace: &'a Keyspace,
+    db: u16,
+    log_clock_ms: u64,
+    now_ms: u64,
+    waits_for: Cell<Option<u64>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(keyspace: &'a Keyspace, db: u16, log_clock_ms: u64, now_ms: u64) -> Reader<'a> {
+        assert!(db < keyspace.databases(), "database {db} does not exist");
+        Reader { keyspace, db, log_clock_ms, now_ms: now_ms.max(log_clock_ms), waits_for: Cell::new(None) }
+    }
+
+    /// Set when a key in doubt was met: throw the reply away, wait until the log's clock has reached this time,
+    /// and read again.
+    pub fn waits_for(&self) -> Option<u64> {
+        self.waits_for.get()
+    }
+
+    /// The time by which this reader decides what is gone, milliseconds since the epoch.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// The number of the database.
+    pub fn db(&self) -> u16 {
+        self.db
+    }
+
+    /// The keyspace as a whole.
+    pub fn keyspace(&self) -> &'a Keyspace {
+        self.keyspace
+    }
+
+    /// The record of a key, counted as a hit or a miss.
+    pub fn get(&self, key: &[u8]) -> Option<Record<'a>> {
+        let record = self.peek(key);
+        let reads = &self.keyspace.reads;
+        if record.is_some() { &reads.hits } else { &reads.misses }.fetch_add(1, Ordering::Relaxed);
+        record
+    }
+
+    /// The record of a key, not counted.
+    pub fn peek(&self, key: &[u8]) -> Option<Record<'a>> {
+        let at = self.keyspace.locate(key);
+        let record = self.keyspace.databases[usize::from(self.db)].get(key, at)?;
+        self.is_there(&record).then_some(record)
+    }
+
+    /// The change sequence of a key: of its last change, or of its slot's last deletion when it is absent.
+    pub fn sequence_of(&self, key: &[u8]) -> u64 {
+        let at: Locator = self.keyspace.locate(key);
+        let database = &self.keyspace.databases[usize::from(self.db)];
+        match database.get(key, at).filter(|record| self.is_there(record)) {
+            Some(record) => record.sequence,
+            None => database.slot_deleted(at.slot).max(database.flushed()),
+        }
+    }
+
+    /// Number of keys, those due but not removed yet included.
+    pub fn len(&self) -> usize {
+        self.keyspace.len(self.db)
+    }
+
+    /// Whether the database holds no key at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Calls `visit` with the hash, key and record of each key of a slot that is there, in hash order from hash
+    /// `from` on, until it returns false.
+    pub(crate) fn visit_slot(
+        &self,
+        slot: Slot,
+        from: u64,
+        visit: &mut dyn FnMut(u64, &[u8], Record<'_>) -> bool,
+    ) {
+        self.keyspace.databases[usize::from(self.db)].visit_slot(slot, from, &mut |hash, key, record| {
+            !self.is_there(&record) || visit(hash, key, record)
+        });
+    }
+
+    /// The first slot from number `from` on that holds a key.
+    pub(crate) fn next_slot(&self, from: u16) -> Option<Slot> {
+        self.keyspace.databases[usize::from(self.db)].next_slot(from)
+    }
+
+    fn is_there(&self, record: &Record<'_>) -> bool {
+        match record.deadline_ms {
+            Some(deadline) if deadline <= self.log_clock_ms => false,
+            Some(deadline) if deadline <= self.now_ms => {
+                self.waits_for.set(self.waits_for.get().max(Some(deadline)));
+                false
+            }
+            _ => true,
+        }
+    }
+}
