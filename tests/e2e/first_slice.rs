@@ -1,0 +1,1 @@
+//! placeholder until the lane lands in the next commit
