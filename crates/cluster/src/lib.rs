@@ -1,1 +1,38 @@
-//! cluster
+//! The cluster as pure data and functions: who is there ([`Topology`]), who leads ([`Leaders`]), where a command
+//! goes ([`route()`]), what a cluster shows to its clients ([`describe`]), and the two state machines that Raft
+//! drives: [`MetaMachine`] decides the topology, [`ShardMachine`] holds the data of one shard.
+//!
+//! Contract: no clock, no entropy, no task, no IO. Same state and same entry give the same bytes on every replica,
+//! for ever; time and randomness arrive inside entries.
+//!
+//! A shard's own log is the only authority on the slots it owns, checked beside the data by [`ShardMachine`];
+//! the topology is for routing and may lag behind it.
+//!
+//! Left out: moving slots, replacing servers, zones; they come with the migration of slots.
+
+pub mod describe;
+pub mod entry;
+mod hex;
+mod ids;
+mod leaders;
+mod meta;
+mod place;
+mod random;
+mod route;
+mod shard;
+mod slots;
+mod topology;
+
+pub use entry::{Configure, Entry, EntryBuilder, EntryError, FEATURE_LEVEL, Header, Part};
+pub use ids::{NodeId, ParseNodeIdError, ReplicaId, ServerId, ShardId};
+pub use leaders::{Leader, Leaders, View};
+pub use meta::{Create, MetaCommand, MetaError, MetaFault, MetaMachine, MetaRefusal, NewServer};
+pub use place::{MAX_SHARDS, place, slots_of_shard};
+pub use random::SplitMix64;
+pub use route::{Intent, Route, route};
+pub use shard::{Refusal, ShardMachine, Unwitnessed, Witness};
+pub use slots::{ParseSlotsError, SlotSet};
+pub use topology::{
+    Durability, Layout, Mode, ParseDurabilityError, ParseModeError, Replica, Server, Shard, Topology,
+    TopologyError,
+};

@@ -1,0 +1,262 @@
+//! Entries of a shard's log: what the leader proposes and every replica applies.
+//! `docs/data-on-disk.md`, "Shard log entries", has the bytes; they are persisted and frozen.
+//!
+//! Contract: the decoder is strict and total. Any bytes give an entry or an error; none makes it panic or reserve
+//! more memory than a small multiple of the bytes' length, and nothing unknown is skipped. There is no checksum here,
+//! for the write-ahead log and the transport have theirs.
+
+use crate::{Mode, Shard, ShardId, SlotSet, Topology, hex};
+use kvorum_keyspace::{ArgVec, argv};
+use serde::{Deserialize, Serialize};
+
+/// What this version of Kvorum can apply. Raised whenever an entry may hold something, or have an effect, that
+/// earlier versions do not know.
+pub const FEATURE_LEVEL: u16 = 1;
+
+const FORMAT: u8 = 1;
+const HEADER_BYTES: usize = 20;
+const OUT_OF_MEMORY: u8 = 1;
+
+const COMMAND: u8 = 1;
+const CONFIGURE: u8 = 2;
+const TICK: u8 = 3;
+
+/// What the leader decided for the whole entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Lowest [`FEATURE_LEVEL`] that can apply the entry; at least 1.
+    pub feature_level: u16,
+    /// The log's clock, in milliseconds since the epoch: never lower than in the entry before.
+    pub clock_ms: u64,
+    /// Where the randomness of the entry's commands comes from.
+    pub seed: u64,
+    /// The leader's verdict that memory is full: commands that may grow it are refused.
+    pub out_of_memory: bool,
+}
+
+/// One part of an entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Part<'a> {
+    /// A write.
+    Command {
+        /// Number of the database.
+        db: u16,
+        /// Name and arguments.
+        argv: ArgVec<'a>,
+    },
+    /// What the shard is from here on.
+    Configure(Configure),
+    /// Removes keys that are due.
+    Tick {
+        /// At most that many.
+        limit: u64,
+    },
+}
+
+/// What a shard is, as its own log has it: the only authority on the slots it owns.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Configure {
+    /// Version of the topology this was taken from. A shard applies only versions higher than its own.
+    pub version: u64,
+    /// The shard; never changes.
+    pub shard: ShardId,
+    /// Its Raft group; never changes.
+    pub group: u64,
+    /// What the cluster looks like; in standalone mode the shard owns all slots. Never changes.
+    pub mode: Mode,
+    /// Number of databases, at least one; never changes.
+    pub databases: u16,
+    /// Secret key of the hash that orders keys; never changes.
+    #[serde(with = "hex")]
+    pub hash_seed: [u8; 16],
+    /// The slots it owns.
+    pub slots: SlotSet,
+}
+
+impl Configure {
+    /// What a topology says about one of its shards.
+    pub fn of(topology: &Topology, shard: &Shard) -> Configure {
+        Configure {
+            version: topology.version,
+            shard: shard.id,
+            group: shard.group,
+            mode: topology.mode,
+            databases: topology.databases,
+            hash_seed: topology.hash_seed,
+            slots: shard.slots.clone(),
+        }
+    }
+}
+
+/// Writes an entry part by part.
+#[derive(Clone, Debug)]
+pub struct EntryBuilder {
+    bytes: Vec<u8>,
+}
+
+impl EntryBuilder {
+    /// An entry without parts: it moves the clock and nothing else.
+    pub fn new(header: Header) -> EntryBuilder {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.push(FORMAT);
+        bytes.push(if header.out_of_memory { OUT_OF_MEMORY } else { 0 });
+        bytes.extend_from_slice(&header.feature_level.to_le_bytes());
+        bytes.extend_from_slice(&header.clock_ms.to_le_bytes());
+        bytes.extend_from_slice(&header.seed.to_le_bytes());
+        EntryBuilder { bytes }
+    }
+
+    /// Adds one write, as [`argv::pack`] packed it. Its name, arity and database have been checked.
+    pub fn command(&mut self, db: u16, packed: &[u8]) -> &mut EntryBuilder {
+        debug_assert!(is_one_command(packed), "exactly one packed command");
+        self.bytes.push(COMMAND);
+        argv::put_varint(&mut self.bytes, u64::from(db));
+        self.bytes.extend_from_slice(packed);
+        self
+    }
+
+    /// Adds what the shard is from here on.
+    pub fn configure(&mut self, configure: &Configure) -> &mut EntryBuilder {
+        let json = serde_json::to_vec(configure).expect("numbers and texts have a JSON form");
+        self.bytes.push(CONFIGURE);
+        argv::put_varint(&mut self.bytes, json.len() as u64);
+        self.bytes.extend_from_slice(&json);
+        self
+    }
+
+    /// Adds the removal of at most `limit` keys that are due.
+    pub fn tick(&mut self, limit: u64) -> &mut EntryBuilder {
+        self.bytes.push(TICK);
+        argv::put_varint(&mut self.bytes, limit);
+        self
+    }
+
+    /// Length of the entry so far.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The entry.
+    pub fn finish(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+fn is_one_command(mut packed: &[u8]) -> bool {
+    argv::unpack(&mut packed).is_ok() && packed.is_empty()
+}
+
+/// An entry as it lies in the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// What holds for all its parts.
+    pub header: Header,
+    bytes: &'a [u8],
+}
+
+impl<'a> Entry<'a> {
+    /// Reads the header. The parts are read, and found wrong, one by one.
+    pub fn decode(bytes: &'a [u8]) -> Result<Entry<'a>, EntryError> {
+        // The format comes first: of a later one nothing else is known.
+        let (&format, _) = bytes.split_first().ok_or(EntryError::Malformed { offset: 0 })?;
+        if format != FORMAT {
+            return Err(EntryError::UnknownFormat(format));
+        }
+        let (header, _) =
+            bytes.split_first_chunk::<HEADER_BYTES>().ok_or(EntryError::Malformed { offset: bytes.len() })?;
+        let &[_, flags, l0, l1, c0, c1, c2, c3, c4, c5, c6, c7, s0, s1, s2, s3, s4, s5, s6, s7] = header;
+        let feature_level = u16::from_le_bytes([l0, l1]);
+        if feature_level > FEATURE_LEVEL {
+            return Err(EntryError::NewerFeatureLevel(feature_level));
+        }
+        if feature_level == 0 {
+            return Err(EntryError::Malformed { offset: 2 });
+        }
+        if flags & !OUT_OF_MEMORY != 0 {
+            return Err(EntryError::Malformed { offset: 1 });
+        }
+        let header = Header {
+            feature_level,
+            clock_ms: u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
+            seed: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
+            out_of_memory: flags & OUT_OF_MEMORY != 0,
+        };
+        Ok(Entry { header, bytes })
+    }
+
+    /// The parts in order; after an error there are none.
+    pub fn parts(&self) -> impl Iterator<Item = Result<Part<'a>, EntryError>> + use<'a> {
+        let bytes = self.bytes;
+        let mut rest = &bytes[HEADER_BYTES..];
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let part = take_part(&mut rest).ok_or(EntryError::Malformed { offset: bytes.len() - rest.len() });
+            if part.is_err() {
+                rest = &[];
+            }
+            Some(part)
+        })
+    }
+}
+
+/// Takes one part off the front. On `None` `rest` is where the fault was found.
+fn take_part<'a>(rest: &mut &'a [u8]) -> Option<Part<'a>> {
+    let (&kind, after) = rest.split_first()?;
+    match kind {
+        COMMAND => {
+            *rest = after;
+            let db = u16::try_from(argv::take_varint(rest).ok()?).ok()?;
+            Some(Part::Command { db, argv: argv::unpack(rest).ok()? })
+        }
+        CONFIGURE => {
+            *rest = after;
+            let len = usize::try_from(argv::take_varint(rest).ok()?).ok()?;
+            let (json, after) = rest.split_at_checked(len)?;
+            let configure: Configure = serde_json::from_slice(json).ok()?;
+            if configure.databases == 0 {
+                return None;
+            }
+            *rest = after;
+            Some(Part::Configure(configure))
+        }
+        TICK => {
+            *rest = after;
+            Some(Part::Tick { limit: argv::take_varint(rest).ok()? })
+        }
+        _ => None,
+    }
+}
+
+/// Why a replica must stop instead of applying an entry. Another replica might do something else with it, and a
+/// wrong replica is worse than a stopped one.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
+pub enum EntryError {
+    #[error("malformed entry, at byte {offset}")]
+    Malformed { offset: usize },
+    #[error("entry format {0} is not known to this version")]
+    UnknownFormat(u8),
+    #[error("the entry needs feature level {0}, this version has {FEATURE_LEVEL}")]
+    NewerFeatureLevel(u16),
+    #[error("entry {got} came when {expected} was due")]
+    IndexGap { expected: u64, got: u64 },
+    #[error("term {got} came after term {term}")]
+    TermWentBack { term: u64, got: u64 },
+    #[error("the clock went back from {clock_ms} to {got_ms}")]
+    ClockWentBack { clock_ms: u64, got_ms: u64 },
+    #[error("command '{0}' is not known to this version")]
+    UnknownCommand(String),
+    #[error("command '{0}' is no write and does not belong in a log")]
+    NotAWrite(String),
+    #[error("command '{0}' has a wrong number of arguments")]
+    WrongArity(String),
+    #[error("database {0} does not exist")]
+    UnknownDatabase(u16),
+    #[error("version {version} of the configuration changes what never changes")]
+    Reconfigured { version: u64 },
+    #[error("the replica has stopped at an earlier entry")]
+    Stopped,
+}

@@ -1,0 +1,172 @@
+//! Who leads each shard, as far as this server has heard.
+
+use crate::{Replica, ReplicaId, Shard, ShardId, Topology};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The leader of a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leader {
+    /// Its Raft term.
+    pub term: u64,
+    /// The replica that leads.
+    pub replica: ReplicaId,
+}
+
+/// What announcements have told about leaders. They arrive in any order and more than once, and the result is
+/// always the same: the highest term wins, and within a term the highest replica (Raft as used here lets a
+/// candidate with a higher id take over within a term).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Leaders {
+    shards: BTreeMap<ShardId, Leadership>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Leadership {
+    /// Highest term heard of.
+    term: u64,
+    /// The newest leader heard of, of that term or an earlier one.
+    last: Option<Leader>,
+}
+
+impl Leaders {
+    /// Takes note that `replica` leads `shard` in `term`. Returns whether that is news.
+    pub fn announce(&mut self, shard: ShardId, term: u64, replica: ReplicaId) -> bool {
+        let known = self.shards.entry(shard).or_default();
+        let newer = known.last.is_none_or(|last| (term, replica) > (last.term, last.replica));
+        if newer {
+            known.last = Some(Leader { term, replica });
+            known.term = known.term.max(term);
+        }
+        newer
+    }
+
+    /// Takes note that `shard` has reached `term`, whose leader is not known yet. Returns whether a known leader
+    /// became unknown by that.
+    pub fn depose(&mut self, shard: ShardId, term: u64) -> bool {
+        let had = self.leader(shard).is_some();
+        let known = self.shards.entry(shard).or_default();
+        known.term = known.term.max(term);
+        had && self.leader(shard).is_none()
+    }
+
+    /// The leader of a shard; `None` while its newest term has no known leader.
+    pub fn leader(&self, shard: ShardId) -> Option<Leader> {
+        let known = self.shards.get(&shard)?;
+        known.last.filter(|last| last.term == known.term)
+    }
+
+    /// The newest leader ever heard of, which may have been deposed since.
+    pub fn last(&self, shard: ShardId) -> Option<Leader> {
+        self.shards.get(&shard)?.last
+    }
+
+    /// The highest term heard of, 0 for none.
+    pub fn term(&self, shard: ShardId) -> u64 {
+        self.shards.get(&shard).map_or(0, |known| known.term)
+    }
+}
+
+/// What one server knows of the cluster at one moment: enough to route and to describe.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct View {
+    /// Who is in the cluster.
+    pub topology: Arc<Topology>,
+    /// Who leads.
+    pub leaders: Leaders,
+}
+
+impl View {
+    /// The replica that leads a shard; `None` while it is unknown or no member of the shard.
+    pub fn leader<'a>(&self, shard: &'a Shard) -> Option<&'a Replica> {
+        member(shard, self.leaders.leader(shard.id)?)
+    }
+
+    /// The replica that is shown to clients as the master of a shard; exactly one at any time.
+    ///
+    /// It is the leader; while that is unknown, the last known one (the preferred one when there was none) unless
+    /// its server is down; then the first replica whose server is up.
+    pub fn master<'a>(&self, shard: &'a Shard) -> &'a Replica {
+        if let Some(leader) = self.leader(shard) {
+            return leader;
+        }
+        let last = self.leaders.last(shard.id).and_then(|last| member(shard, last));
+        let usual = last.unwrap_or(&shard.replicas[0]);
+        if self.is_up(usual) {
+            return usual;
+        }
+        shard.replicas.iter().find(|replica| self.is_up(replica)).unwrap_or(usual)
+    }
+
+    /// Whether the meta group hears from the replica's server.
+    pub fn is_up(&self, replica: &Replica) -> bool {
+        self.topology.server(replica.server).is_some_and(|server| server.up)
+    }
+}
+
+fn member(shard: &Shard, leader: Leader) -> Option<&Replica> {
+    shard.replicas.iter().find(|replica| replica.id == leader.replica)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SHARD: ShardId = ShardId(0);
+
+    fn leader(term: u64, replica: u64) -> Option<Leader> {
+        Some(Leader { term, replica: ReplicaId(replica) })
+    }
+
+    #[test]
+    fn the_highest_term_wins() {
+        let mut leaders = Leaders::default();
+        assert_eq!(leaders.leader(SHARD), None);
+        assert!(leaders.announce(SHARD, 3, ReplicaId(1)));
+        assert!(!leaders.announce(SHARD, 3, ReplicaId(1)), "a repetition is no news");
+        assert!(!leaders.announce(SHARD, 2, ReplicaId(2)), "an old term is no news");
+        assert_eq!(leaders.leader(SHARD), leader(3, 1));
+        assert!(leaders.announce(SHARD, 4, ReplicaId(2)));
+        assert_eq!(leaders.leader(SHARD), leader(4, 2));
+    }
+
+    #[test]
+    fn a_newer_term_deposes_until_its_leader_is_known() {
+        let mut leaders = Leaders::default();
+        leaders.announce(SHARD, 3, ReplicaId(1));
+        assert!(!leaders.depose(SHARD, 3), "a follower of this term that has not heard of its leader yet");
+        assert!(leaders.depose(SHARD, 5));
+        assert_eq!((leaders.leader(SHARD), leaders.last(SHARD)), (None, leader(3, 1)));
+        leaders.announce(SHARD, 4, ReplicaId(2));
+        assert_eq!((leaders.leader(SHARD), leaders.last(SHARD)), (None, leader(4, 2)));
+        assert!(leaders.announce(SHARD, 5, ReplicaId(3)));
+        assert_eq!(leaders.leader(SHARD), leader(5, 3));
+    }
+
+    proptest! {
+        /// Servers hear the same announcements in different orders and end with the same knowledge.
+        #[test]
+        fn invariant_order_does_not_matter(
+            heard in prop::collection::vec((0u64..4, prop::option::of(1u64..4)), 0..12),
+            swaps in prop::collection::vec((0usize..12, 0usize..12), 0..12),
+        ) {
+            let learn = |heard: &[(u64, Option<u64>)]| {
+                let mut leaders = Leaders::default();
+                for &(term, replica) in heard {
+                    match replica {
+                        Some(replica) => leaders.announce(SHARD, term, ReplicaId(replica)),
+                        None => leaders.depose(SHARD, term),
+                    };
+                }
+                leaders
+            };
+            let mut shuffled = heard.clone();
+            for (a, b) in swaps {
+                if a < shuffled.len() && b < shuffled.len() {
+                    shuffled.swap(a, b);
+                }
+            }
+            prop_assert_eq!(learn(&heard), learn(&shuffled));
+        }
+    }
+}

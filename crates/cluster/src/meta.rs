@@ -1,0 +1,261 @@
+//! The state machine of the meta group: it alone makes new versions of the topology.
+//! `docs/data-on-disk.md`, "Meta log entries", has the persisted form.
+//!
+//! Contract: deterministic. A command that cannot be done is refused, the same way on every server, and changes
+//! nothing; an entry that this version cannot read stops the server. Each change gives a higher version; a command
+//! that changes nothing keeps it.
+
+use crate::{Durability, Layout, MAX_SHARDS, Mode, Server, ServerId, Topology, TopologyError, hex, place};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc};
+
+const FORMAT: u32 = 1;
+
+/// What the meta log can say.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum MetaCommand {
+    /// Creates the cluster.
+    Create(Create),
+    /// Takes note that the meta group hears from a server, or does not any more.
+    ServerUp {
+        /// The server.
+        server: ServerId,
+        /// Whether it is up.
+        up: bool,
+    },
+    /// Takes note that a server is at another address.
+    ServerAddress {
+        /// The server.
+        server: ServerId,
+        /// Its host.
+        host: String,
+        /// Its base port.
+        base_port: u16,
+    },
+}
+
+/// A new cluster. Everything random in it was drawn by the proposer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    /// Name of the cluster.
+    pub cluster_id: String,
+    /// What it looks like to clients.
+    pub mode: Mode,
+    /// What an acknowledgement promises.
+    pub durability: Durability,
+    /// Number of databases.
+    pub databases: u16,
+    /// Number of shards, 1 to 98.
+    pub shards: u16,
+    /// Replicas of each shard, from 1 to the number of servers.
+    pub replicas: u16,
+    /// Secret key of the hash that orders keys.
+    #[serde(with = "hex")]
+    pub hash_seed: [u8; 16],
+    /// What node ids are drawn from.
+    pub id_seed: u64,
+    /// The servers.
+    pub servers: Vec<NewServer>,
+}
+
+/// A server of a new cluster; it counts as up.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewServer {
+    /// Its id.
+    pub id: ServerId,
+    /// Its host.
+    pub host: String,
+    /// Its base port.
+    pub base_port: u16,
+}
+
+/// The envelope of a command in the log.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    format: u32,
+    command: MetaCommand,
+}
+
+/// What stays readable of an envelope of any format.
+#[derive(Deserialize)]
+struct AnyEnvelope {
+    format: u32,
+}
+
+impl MetaCommand {
+    /// The log entry.
+    pub fn encode(&self) -> Vec<u8> {
+        let envelope = Envelope { format: FORMAT, command: self.clone() };
+        serde_json::to_vec(&envelope).expect("numbers and texts have a JSON form")
+    }
+
+    /// Reads a log entry.
+    pub fn decode(entry: &[u8]) -> Result<MetaCommand, MetaFault> {
+        let malformed = |error: serde_json::Error| MetaFault::Malformed(error.to_string());
+        let AnyEnvelope { format } = serde_json::from_slice(entry).map_err(malformed)?;
+        if format != FORMAT {
+            return Err(MetaFault::UnknownFormat(format));
+        }
+        let envelope: Envelope = serde_json::from_slice(entry).map_err(malformed)?;
+        Ok(envelope.command)
+    }
+}
+
+/// What became of an entry that was not done.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MetaError {
+    /// Every server refuses it; the entry is applied, the state unchanged. The answer to the proposer.
+    #[error(transparent)]
+    Refused(#[from] MetaRefusal),
+    /// This server cannot go on: others may understand what it does not.
+    #[error(transparent)]
+    Fault(#[from] MetaFault),
+}
+
+/// Why a command cannot be done.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
+pub enum MetaRefusal {
+    #[error("the cluster exists already: '{0}'")]
+    AlreadyCreated(String),
+    #[error("no cluster has been created")]
+    NotCreated,
+    #[error("'{0}' is no name of a cluster: 1 to 64 letters, digits, '-', '_' and '.'")]
+    ClusterId(String),
+    #[error("a cluster has 1 to {MAX_SHARDS} shards, not {0}")]
+    Shards(u16),
+    #[error("a shard has 1 to {servers} replicas on {servers} servers, not {replicas}")]
+    Replicas { replicas: u16, servers: usize },
+    #[error("server {0} stands twice")]
+    ServerTwice(ServerId),
+    #[error("there is no server {0}")]
+    UnknownServer(ServerId),
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+}
+
+/// Why a server cannot apply an entry of the meta log.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each message says it")]
+pub enum MetaFault {
+    #[error("meta entry {got} came when {expected} was due")]
+    IndexGap { expected: u64, got: u64 },
+    #[error("meta entry format {0} is not known to this version")]
+    UnknownFormat(u32),
+    #[error("meta entry is not understood: {0}")]
+    Malformed(String),
+}
+
+/// The state of the meta group.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MetaMachine {
+    applied: Option<u64>,
+    topology: Option<Arc<Topology>>,
+}
+
+impl MetaMachine {
+    /// The state at the beginning of the log: there is no cluster.
+    pub fn new() -> MetaMachine {
+        MetaMachine::default()
+    }
+
+    /// Applies the entry at `index`, the one after the last (0 is the first). A refused entry counts as applied.
+    pub fn apply(&mut self, index: u64, entry: &[u8]) -> Result<(), MetaError> {
+        self.check_index(index)?;
+        let command = MetaCommand::decode(entry)?;
+        self.applied = Some(index);
+        let Some(next) = self.after(command)? else { return Ok(()) };
+        self.topology = Some(Arc::new(next));
+        Ok(())
+    }
+
+    /// Passes an entry that is Raft's own: the no-op of a new leader, a change of members.
+    pub fn advance(&mut self, index: u64) -> Result<(), MetaError> {
+        self.check_index(index)?;
+        self.applied = Some(index);
+        Ok(())
+    }
+
+    /// The newest topology; `None` until a cluster was created.
+    pub fn topology(&self) -> Option<Arc<Topology>> {
+        self.topology.clone()
+    }
+
+    /// Index of the last entry applied; `None` before the first.
+    pub fn applied(&self) -> Option<u64> {
+        self.applied
+    }
+
+    fn check_index(&self, index: u64) -> Result<(), MetaFault> {
+        let expected = self.applied.map_or(0, |applied| applied + 1);
+        if index == expected { Ok(()) } else { Err(MetaFault::IndexGap { expected, got: index }) }
+    }
+
+    /// The topology after a command; `None` when it changes nothing.
+    fn after(&self, command: MetaCommand) -> Result<Option<Topology>, MetaRefusal> {
+        match command {
+            MetaCommand::Create(create) => match &self.topology {
+                Some(exists) => Err(MetaRefusal::AlreadyCreated(exists.cluster_id.clone())),
+                None => created(create).map(Some),
+            },
+            MetaCommand::ServerUp { server, up } => self.with_server(server, |server| server.up = up),
+            MetaCommand::ServerAddress { server, host, base_port } => self.with_server(server, |server| {
+                server.host = host;
+                server.base_port = base_port;
+            }),
+        }
+    }
+
+    fn with_server(
+        &self,
+        id: ServerId,
+        change: impl FnOnce(&mut Server),
+    ) -> Result<Option<Topology>, MetaRefusal> {
+        let topology = self.topology.as_ref().ok_or(MetaRefusal::NotCreated)?;
+        let mut layout = topology.layout().clone();
+        change(layout.servers.get_mut(&id).ok_or(MetaRefusal::UnknownServer(id))?);
+        if &layout == topology.layout() {
+            return Ok(None);
+        }
+        layout.version += 1;
+        Ok(Some(Topology::new(layout)?))
+    }
+}
+
+fn created(create: Create) -> Result<Topology, MetaRefusal> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !(1..=64).contains(&create.cluster_id.len()) || !create.cluster_id.chars().all(plain) {
+        return Err(MetaRefusal::ClusterId(create.cluster_id));
+    }
+    if !(1..=MAX_SHARDS).contains(&create.shards) {
+        return Err(MetaRefusal::Shards(create.shards));
+    }
+    let mut servers = BTreeMap::new();
+    for NewServer { id, host, base_port } in create.servers {
+        if servers.insert(id, Server { id, host, base_port, up: true }).is_some() {
+            return Err(MetaRefusal::ServerTwice(id));
+        }
+    }
+    if servers.is_empty() {
+        return Err(TopologyError::NoServer.into());
+    }
+    if !(1..=servers.len()).contains(&usize::from(create.replicas)) {
+        return Err(MetaRefusal::Replicas { replicas: create.replicas, servers: servers.len() });
+    }
+    let ids: Vec<ServerId> = servers.keys().copied().collect();
+    let layout = Layout {
+        version: 1,
+        cluster_id: create.cluster_id,
+        mode: create.mode,
+        durability: create.durability,
+        databases: create.databases,
+        hash_seed: create.hash_seed,
+        shards: place(&ids, create.shards, create.replicas, create.id_seed),
+        servers,
+    };
+    Ok(Topology::new(layout)?)
+}

@@ -1,0 +1,284 @@
+//! One replica of a shard: its data and what its log says the shard is.
+//!
+//! Contract: state and reply depend on the log alone. Ownership of slots is checked here, beside the data, for
+//! every command applied and for every read; the caller holds one lock around each call, and that lock is what makes
+//! "owned" and "read" one moment.
+//!
+//! Left out: who leads, when to tick, how replies reach a client.
+
+use crate::{Configure, Entry, EntryError, Header, Mode, Part, SplitMix64};
+use kvorum_keyspace::{
+    Args, Command, Error, Flags, Keyspace, NullSink, Run, Settings, Sink, Slot, lookup, slot_of,
+};
+
+/// The state machine of one replica.
+#[derive(Debug)]
+pub struct ShardMachine {
+    applied: Option<u64>,
+    term: u64,
+    clock_ms: u64,
+    configuration: Option<Configure>,
+    keyspace: Keyspace,
+    stopped: bool,
+}
+
+/// Who watches the commands of an entry: the leader, for the replies. Followers pass [`Unwitnessed`].
+///
+/// For each command of an entry, in order: [`sink`](Witness::sink) is called, then either the command's one reply
+/// goes to that sink, or [`refused`](Witness::refused) is called and the sink gets nothing.
+pub trait Witness {
+    /// Where the reply of the `n`-th command of the entry goes, counted from 0. It has not run yet: `before` is the
+    /// shard at this place of the log, for reads that stand before the command.
+    fn sink(&mut self, n: usize, before: &ShardMachine) -> &mut dyn Sink;
+
+    /// The `n`-th command was not run and has no reply.
+    fn refused(&mut self, n: usize, refusal: Refusal);
+}
+
+/// Nobody waits for the replies.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Unwitnessed(NullSink);
+
+impl Witness for Unwitnessed {
+    fn sink(&mut self, _: usize, _: &ShardMachine) -> &mut dyn Sink {
+        &mut self.0
+    }
+
+    fn refused(&mut self, _: usize, _: Refusal) {}
+}
+
+/// Why a command was not run. It is definite: nothing was changed and nothing was replied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The shard does not own this slot.
+    NotOwner(Slot),
+    /// The read met a key whose deadline has passed by the reader's clock and not yet by the log's. Read again when
+    /// the log's clock has reached this time, in milliseconds since the epoch.
+    WaitForClock(u64),
+    /// The shard's log does not say yet what the shard is, or the replica has stopped.
+    NotConfigured,
+}
+
+impl Default for ShardMachine {
+    fn default() -> ShardMachine {
+        ShardMachine::new()
+    }
+}
+
+impl ShardMachine {
+    /// A replica at the beginning of its log: it owns nothing until the log configures it.
+    pub fn new() -> ShardMachine {
+        ShardMachine {
+            applied: None,
+            term: 0,
+            clock_ms: 0,
+            configuration: None,
+            keyspace: Keyspace::new(Settings { databases: 1, hash_seed: [0; 16] }),
+            stopped: false,
+        }
+    }
+
+    /// Applies the entry at `index`, the one after [`applied`](Self::applied) (0 is the first). On an error the
+    /// replica has stopped: it may have applied a part of the entry, so it refuses everything from here on.
+    pub fn apply(
+        &mut self,
+        index: u64,
+        term: u64,
+        entry: &[u8],
+        witness: &mut dyn Witness,
+    ) -> Result<(), EntryError> {
+        let result = self.check_position(index, term).and_then(|()| self.apply_parts(entry, witness));
+        self.settle(index, term, result)
+    }
+
+    /// Passes an entry that is Raft's own: the no-op of a new leader, a change of members.
+    pub fn advance(&mut self, index: u64, term: u64) -> Result<(), EntryError> {
+        let result = self.check_position(index, term);
+        self.settle(index, term, result)
+    }
+
+    /// Runs a read against the state as it is. `now_ms` is the leader's own clock, or the log's on a follower. The
+    /// reply, a command's error included, goes to `out`; on a refusal `out` is untouched.
+    ///
+    /// `command` is a read and `args` fit its arity.
+    pub fn read(
+        &self,
+        db: u16,
+        now_ms: u64,
+        command: &Command,
+        args: Args<'_>,
+        out: &mut dyn Sink,
+    ) -> Result<(), Refusal> {
+        let Run::Read(run) = command.run else { panic!("'{}' is no read", command.name) };
+        self.check_ownership(command, args)?;
+        if db >= self.keyspace.databases() {
+            out.error("ERR DB index is out of range");
+            return Ok(());
+        }
+        // A reply cannot be taken back from `out`. When some key may be in doubt, a first run without a reply finds
+        // out whether this command meets one; that is rare, and costs a second run only then.
+        let doubt = now_ms > self.clock_ms && self.next_deadline().is_some_and(|deadline| deadline <= now_ms);
+        if doubt {
+            let reader = self.keyspace.reader(db, self.clock_ms, now_ms);
+            // An error of the command is found again below.
+            let _ = run(&reader, args, &mut NullSink);
+            if let Some(clock_ms) = reader.waits_for() {
+                return Err(Refusal::WaitForClock(clock_ms));
+            }
+        }
+        if let Err(error) = run(&self.keyspace.reader(db, self.clock_ms, now_ms), args, out) {
+            out.error(error.text());
+        }
+        Ok(())
+    }
+
+    /// The log's clock: that of the last entry, in milliseconds since the epoch; 0 before the first.
+    pub fn clock_ms(&self) -> u64 {
+        self.clock_ms
+    }
+
+    /// Index of the last entry applied; `None` before the first.
+    pub fn applied(&self) -> Option<u64> {
+        self.applied
+    }
+
+    /// What the shard is; `None` until its log says so.
+    pub fn configured(&self) -> Option<&Configure> {
+        self.configuration.as_ref()
+    }
+
+    /// The data.
+    pub fn keyspace(&self) -> &Keyspace {
+        &self.keyspace
+    }
+
+    /// Whether the shard owns a slot.
+    pub fn owns(&self, slot: Slot) -> bool {
+        !self.stopped
+            && self
+                .configuration
+                .as_ref()
+                .is_some_and(|is| is.mode == Mode::Standalone || is.slots.contains(slot))
+    }
+
+    /// The earliest deadline of any key, in milliseconds since the epoch.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.keyspace.next_deadline()
+    }
+
+    fn check_position(&self, index: u64, term: u64) -> Result<(), EntryError> {
+        let expected = self.applied.map_or(0, |applied| applied + 1);
+        if self.stopped {
+            Err(EntryError::Stopped)
+        } else if index != expected {
+            Err(EntryError::IndexGap { expected, got: index })
+        } else if term < self.term {
+            Err(EntryError::TermWentBack { term: self.term, got: term })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn settle(&mut self, index: u64, term: u64, result: Result<(), EntryError>) -> Result<(), EntryError> {
+        match result {
+            Ok(()) => {
+                self.applied = Some(index);
+                self.term = term;
+            }
+            Err(_) => self.stopped = true,
+        }
+        result
+    }
+
+    fn apply_parts(&mut self, bytes: &[u8], witness: &mut dyn Witness) -> Result<(), EntryError> {
+        let entry = Entry::decode(bytes)?;
+        let header = entry.header;
+        if header.clock_ms < self.clock_ms {
+            return Err(EntryError::ClockWentBack { clock_ms: self.clock_ms, got_ms: header.clock_ms });
+        }
+        self.clock_ms = header.clock_ms;
+        let mut seeds = SplitMix64::new(header.seed);
+        let mut n = 0;
+        for part in entry.parts() {
+            match part? {
+                Part::Command { db, argv } => {
+                    self.apply_command(n, db, &argv, header, seeds.draw(), witness)?;
+                    n += 1;
+                }
+                Part::Configure(configure) => self.configure(configure)?,
+                Part::Tick { limit } => {
+                    self.keyspace.expire_due(self.clock_ms, usize::try_from(limit).unwrap_or(usize::MAX));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_command(
+        &mut self,
+        n: usize,
+        db: u16,
+        args: Args<'_>,
+        header: Header,
+        seed: u64,
+        witness: &mut dyn Witness,
+    ) -> Result<(), EntryError> {
+        let name = || String::from_utf8_lossy(args[0]).into_owned();
+        let command = lookup(args[0])
+            .and_then(|command| command.resolve(args).ok())
+            .ok_or_else(|| EntryError::UnknownCommand(name()))?;
+        let Run::Write(run) = command.run else { return Err(EntryError::NotAWrite(name())) };
+        command.check_arity(args).map_err(|_| EntryError::WrongArity(name()))?;
+
+        let sink = witness.sink(n, self);
+        if let Err(refusal) = self.check_ownership(command, args) {
+            witness.refused(n, refusal);
+            return Ok(());
+        }
+        if db >= self.keyspace.databases() {
+            return Err(EntryError::UnknownDatabase(db));
+        }
+        let outcome = if header.out_of_memory && command.flags.has(Flags::DENYOOM) {
+            Err(OUT_OF_MEMORY)
+        } else {
+            run(&mut self.keyspace.writer(db, header.clock_ms, seed), args, sink)
+        };
+        if let Err(error) = outcome {
+            sink.error(error.text());
+        }
+        Ok(())
+    }
+
+    fn configure(&mut self, new: Configure) -> Result<(), EntryError> {
+        let Some(old) = &self.configuration else {
+            self.keyspace = Keyspace::new(Settings { databases: new.databases, hash_seed: new.hash_seed });
+            self.configuration = Some(new);
+            return Ok(());
+        };
+        if new.version <= old.version {
+            return Ok(());
+        }
+        let constant = |is: &Configure| (is.shard, is.group, is.mode, is.databases, is.hash_seed);
+        if constant(&new) != constant(old) {
+            return Err(EntryError::Reconfigured { version: new.version });
+        }
+        self.configuration = Some(new);
+        Ok(())
+    }
+
+    fn check_ownership(&self, command: &Command, args: Args<'_>) -> Result<(), Refusal> {
+        if self.stopped || self.configuration.is_none() {
+            return Err(Refusal::NotConfigured);
+        }
+        let mut foreign = None;
+        command.for_each_key(args, &mut |key| {
+            let slot = slot_of(key);
+            if foreign.is_none() && !self.owns(slot) {
+                foreign = Some(slot);
+            }
+        });
+        foreign.map_or(Ok(()), |slot| Err(Refusal::NotOwner(slot)))
+    }
+}
+
+const OUT_OF_MEMORY: Error = Error::new("OOM command not allowed when used memory > 'maxmemory'.");
