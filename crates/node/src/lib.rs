@@ -1,1 +1,32 @@
-//! node
+//! The Kvorum database as a library: one server of a cluster, without any client protocol.
+//!
+//! A [`Node`] keeps its identity and log in a directory, talks to its peers, follows the topology and opens a
+//! [`Shard`] for each replica that the topology puts on it. Callers hand a shard [`Batch`]es of commands and
+//! get replies through a [`ReplySink`]; they ask the [`kvorum_cluster::View`] where a command belongs.
+//!
+//! Promise: a batch whose replies came back has its writes on a majority, as durably as the cluster is
+//! configured; an error says whether the batch certainly did not run, or whether nobody knows.
+
+mod admin;
+mod batch;
+mod clock;
+mod config;
+mod identity;
+mod meta;
+mod node;
+mod proposer;
+mod replica;
+mod shard;
+mod views;
+
+pub use admin::{
+    AdminClient, AdminError, ClusterStatus, CreateCluster, Description, ReplicaStatus, ServerStatus,
+    ShardStatus,
+};
+pub use batch::{Batch, ReplySink};
+pub use clock::{SystemTimeSource, TimeSource};
+pub use config::{NodeConfig, ReadMode, Timing};
+pub use identity::IdentityError;
+pub use node::{Node, ServerIdentity, StartError};
+pub use proposer::SubmitError;
+pub use shard::{ReadError, Shard};

@@ -1,0 +1,600 @@
+//! Administration over the peer port: forming a cluster, showing it, telling each other who leads.
+
+use crate::config::NodeConfig;
+use crate::identity::{Membership, MetaMember};
+use crate::node::Node;
+use kvorum_cluster::{Create, Durability, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId};
+use kvorum_proto::admin::admin_server::{Admin, AdminServer};
+use kvorum_proto::admin::{self as rpc, admin_client};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+use tracing::{debug, info};
+
+/// Every call to another server ends by then.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A sign of life that takes longer than this is none.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_millis(400);
+
+/// The layout of a new cluster, as `kvorum cluster create` asks for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CreateCluster {
+    /// `host:port` of every server's peer listener; the first is server 1.
+    pub servers: Vec<String>,
+    /// Number of shards.
+    pub shards: u16,
+    /// Replicas per shard, at most the number of servers.
+    pub replicas: u16,
+    /// Whether clients see a Redis Cluster or a single Redis.
+    pub mode: Mode,
+    /// When a write counts as safe.
+    pub durability: Durability,
+    /// Number of databases (1 in a Redis Cluster).
+    pub databases: u16,
+}
+
+/// What a server says of itself.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Description {
+    /// Drawn at the server's first start, 40 hex digits.
+    pub server_hex: String,
+    /// `None` while the server belongs to no cluster.
+    pub cluster_id: Option<String>,
+    /// Its number in the cluster, 0 for none.
+    pub server_id: u64,
+    /// Host name or address that clients and peers are told.
+    pub host: String,
+    /// Client port of shard 0.
+    pub base_port: u16,
+    /// Version of the program.
+    pub version: String,
+    /// The replicas it holds.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// One replica, as its server sees it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ReplicaStatus {
+    /// The shard.
+    pub shard: u16,
+    /// The replica's number.
+    pub replica: u64,
+    /// The server that holds it.
+    pub server: u64,
+    /// `leader`, `follower`, `candidate`, `learner`, or `unreachable` when its server did not answer.
+    pub role: String,
+    /// Raft term.
+    pub term: u64,
+    /// Index of the last log entry.
+    pub last: u64,
+    /// Index of the last entry known to be committed.
+    pub committed: u64,
+    /// Index of the last applied entry.
+    pub applied: u64,
+    /// Why the replica stopped, if it did.
+    pub failed: Option<String>,
+}
+
+/// The cluster as one server sees it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ClusterStatus {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// Version of the topology.
+    pub topology_version: u64,
+    /// What clients see.
+    pub mode: Mode,
+    /// When a write counts as safe.
+    pub durability: Durability,
+    /// All servers.
+    pub servers: Vec<ServerStatus>,
+    /// All shards.
+    pub shards: Vec<ShardStatus>,
+}
+
+/// One server in a [`ClusterStatus`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ServerStatus {
+    /// Its number.
+    pub id: u64,
+    /// `host:port` of its peer listener.
+    pub peer: String,
+    /// Client port of shard 0.
+    pub base_port: u16,
+    /// Whether the meta group hears it.
+    pub up: bool,
+}
+
+/// One shard in a [`ClusterStatus`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ShardStatus {
+    /// Its number.
+    pub id: u16,
+    /// Its slots, as ranges.
+    pub slots: String,
+    /// The replica that leads, if known.
+    pub leader: Option<u64>,
+    /// The leader's term.
+    pub term: u64,
+    /// `host:port` where clients reach the leader.
+    pub leader_address: Option<String>,
+    /// All replicas.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// Why an administrative call failed; the text is for the person at the terminal.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The address is no `host:port`.
+    #[error("{addr:?} is not host:port")]
+    Address {
+        /// As it was given.
+        addr: String,
+    },
+    /// No answer.
+    #[error("server {addr} does not answer: {reason}")]
+    Unreachable {
+        /// The server's peer address.
+        addr: String,
+        /// What the connection said.
+        reason: String,
+    },
+    /// The server says no.
+    #[error("server {addr}: {reason}")]
+    Refused {
+        /// The server's peer address.
+        addr: String,
+        /// Its words.
+        reason: String,
+    },
+}
+
+/// A connection to one server's administration.
+pub struct AdminClient {
+    addr: String,
+    client: admin_client::AdminClient<Channel>,
+}
+
+fn endpoint(addr: &str) -> Result<Endpoint, AdminError> {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}"))
+        .map_err(|_| AdminError::Address { addr: addr.to_owned() })?;
+    Ok(endpoint.connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT).tcp_nodelay(true))
+}
+
+impl AdminClient {
+    /// Connects to a server's peer port, `host:port`.
+    ///
+    /// # Errors
+    /// [`AdminError::Address`] and [`AdminError::Unreachable`].
+    pub async fn connect(addr: &str) -> Result<AdminClient, AdminError> {
+        let channel = endpoint(addr)?
+            .connect()
+            .await
+            .map_err(|error| AdminError::Unreachable { addr: addr.to_owned(), reason: root_cause(&error) })?;
+        Ok(AdminClient { addr: addr.to_owned(), client: admin_client::AdminClient::new(channel) })
+    }
+
+    fn refused(&self, status: &Status) -> AdminError {
+        AdminError::Refused { addr: self.addr.clone(), reason: status.message().to_owned() }
+    }
+
+    /// Who the server is.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`].
+    pub async fn describe(&mut self) -> Result<Description, AdminError> {
+        let reply = self.client.describe(rpc::DescribeRequest {}).await;
+        let reply = reply.map_err(|status| self.refused(&status))?.into_inner();
+        let replicas = reply.shards.into_iter().map(|here| ReplicaStatus {
+            shard: here.shard as u16,
+            replica: here.replica,
+            server: reply.server_id,
+            role: here.role,
+            term: here.term,
+            last: here.last,
+            committed: here.committed,
+            applied: here.applied,
+            failed: Some(here.failed).filter(|failed| !failed.is_empty()),
+        });
+        Ok(Description {
+            server_hex: reply.server_hex,
+            cluster_id: Some(reply.cluster_id).filter(|id| !id.is_empty()),
+            server_id: reply.server_id,
+            host: reply.host,
+            base_port: reply.base_port as u16,
+            version: reply.version,
+            replicas: replicas.collect(),
+        })
+    }
+
+    /// Forms a cluster of virgin servers; this server must be one of them. Returns the cluster's id once all
+    /// servers have taken their place; the shards elect their leaders after that.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] with the reason.
+    pub async fn create_cluster(&mut self, create: &CreateCluster) -> Result<String, AdminError> {
+        let servers =
+            create.servers.iter().map(|addr| rpc::NewServer { addr: addr.clone(), ..Default::default() });
+        let request = rpc::CreateRequest {
+            servers: servers.collect(),
+            shards: create.shards.into(),
+            replicas: create.replicas.into(),
+            mode: create.mode.to_string(),
+            durability: create.durability.to_string(),
+            databases: create.databases.into(),
+        };
+        let reply = self.client.create(request).await;
+        Ok(reply.map_err(|status| self.refused(&status))?.into_inner().cluster_id)
+    }
+
+    /// The cluster as the server sees it.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`], also while the server belongs to no cluster.
+    pub async fn status(&mut self) -> Result<ClusterStatus, AdminError> {
+        let reply = self.client.status(rpc::StatusRequest {}).await;
+        let json = reply.map_err(|status| self.refused(&status))?.into_inner().json;
+        serde_json::from_str(&json)
+            .map_err(|error| AdminError::Refused { addr: self.addr.clone(), reason: error.to_string() })
+    }
+
+    /// Hands a shard's leadership to another of its replicas; asked of the leader's server.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] with the reason.
+    pub async fn transfer(&mut self, shard: ShardId, to: ReplicaId) -> Result<(), AdminError> {
+        let request = rpc::TransferRequest { shard: shard.0.into(), to_replica: to.0 };
+        let reply = self.client.transfer(request).await;
+        reply.map(|_| ()).map_err(|status| self.refused(&status))
+    }
+
+    async fn adopt(&mut self, request: rpc::AdoptRequest) -> Result<(), AdminError> {
+        let reply = self.client.adopt(request).await;
+        reply.map(|_| ()).map_err(|status| self.refused(&status))
+    }
+}
+
+/// The innermost reason of a chain of errors: "connection refused" rather than "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+/// The service on the peer port.
+pub(crate) struct AdminService {
+    node: Node,
+}
+
+impl AdminService {
+    pub(crate) fn new(node: Node) -> AdminService {
+        AdminService { node }
+    }
+
+    pub(crate) fn into_server(self) -> AdminServer<AdminService> {
+        AdminServer::new(self)
+    }
+
+    async fn form_cluster(&self, request: rpc::CreateRequest) -> Result<String, String> {
+        let mode: Mode = request.mode.parse().map_err(|error: kvorum_cluster::ParseModeError| error.to_string())?;
+        let durability: Durability =
+            request.durability.parse().map_err(|error: kvorum_cluster::ParseDurabilityError| error.to_string())?;
+        if request.servers.is_empty() {
+            return Err("a cluster needs at least one server".to_owned());
+        }
+        let cluster_id = hex(&rand::random::<[u8; 16]>());
+        let mut clients = Vec::new();
+        let mut servers = Vec::new();
+        let mut meta_members = Vec::new();
+        let mut seen = Vec::new();
+        for (n, server) in (1..).zip(&request.servers) {
+            let mut client = AdminClient::connect(&server.addr).await.map_err(|error| error.to_string())?;
+            let description = client.describe().await.map_err(|error| error.to_string())?;
+            if let Some(other) = description.cluster_id {
+                return Err(format!("server {} already belongs to cluster {other}", server.addr));
+            }
+            if seen.contains(&description.server_hex) {
+                return Err(format!("server {} is named twice", server.addr));
+            }
+            seen.push(description.server_hex);
+            servers.push(kvorum_cluster::NewServer {
+                id: ServerId(n),
+                host: description.host,
+                base_port: description.base_port,
+            });
+            meta_members.push(rpc::MetaMember { replica: n, server: n, addr: server.addr.clone() });
+            clients.push(client);
+        }
+        if !seen.contains(&self.node.server().server_hex) {
+            return Err("the server that is asked must be one of the new cluster's".to_owned());
+        }
+        let create = MetaCommand::Create(Create {
+            cluster_id: cluster_id.clone(),
+            servers,
+            shards: small(request.shards, "shards")?,
+            replicas: small(request.replicas, "replicas")?,
+            mode,
+            durability,
+            databases: small(request.databases, "databases")?,
+            hash_seed: rand::random(),
+            id_seed: rand::random(),
+        });
+        // What every server would refuse is refused before any server is changed.
+        MetaMachine::new().apply(0, &create.encode()).map_err(|refusal| refusal.to_string())?;
+        let create = serde_json::to_vec(&create).map_err(|error| error.to_string())?;
+        for (n, client) in (1..).zip(&mut clients) {
+            let request = rpc::AdoptRequest {
+                cluster_id: cluster_id.clone(),
+                server_id: n,
+                meta_members: meta_members.clone(),
+                create: create.clone().into(),
+            };
+            client.adopt(request).await.map_err(|error| error.to_string())?;
+        }
+        info!(cluster_id, servers = clients.len(), "cluster formed");
+        Ok(cluster_id)
+    }
+
+    async fn cluster_status(&self) -> Result<ClusterStatus, Status> {
+        let view = self.node.view().ok_or_else(|| Status::failed_precondition("this server belongs to no cluster"))?;
+        let topology = &view.topology;
+        let me = self.node.server().server_id;
+        let described = futures::future::join_all(topology.servers.values().map(|server| {
+            let addr = format!("{}:{}", server.host, server.peer_port());
+            async move {
+                if Some(server.id) == me {
+                    return Some(self.node.describe());
+                }
+                let asked = async { AdminClient::connect(&addr).await?.describe().await };
+                tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?.ok()
+            }
+        }))
+        .await;
+        let found: Vec<ReplicaStatus> =
+            described.into_iter().flatten().flat_map(|description| description.replicas).collect();
+        let servers = topology.servers.values().map(|server| ServerStatus {
+            id: server.id.0,
+            peer: format!("{}:{}", server.host, server.peer_port()),
+            base_port: server.base_port,
+            up: server.up,
+        });
+        let shards = topology.shards.iter().map(|shard| {
+            let leader = view.leaders.leader(shard.id);
+            let replicas = shard.replicas.iter().map(|replica| {
+                let known = found.iter().find(|status| status.replica == replica.id.0);
+                known.cloned().unwrap_or_else(|| ReplicaStatus {
+                    shard: shard.id.0,
+                    replica: replica.id.0,
+                    server: replica.server.0,
+                    role: "unreachable".to_owned(),
+                    term: 0,
+                    last: 0,
+                    committed: 0,
+                    applied: 0,
+                    failed: None,
+                })
+            });
+            ShardStatus {
+                id: shard.id.0,
+                slots: shard.slots.to_string(),
+                leader: leader.map(|leader| leader.replica.0),
+                term: view.leaders.term(shard.id),
+                leader_address: leader
+                    .and_then(|leader| topology.address(leader.replica))
+                    .map(|(host, port)| format!("{host}:{port}")),
+                replicas: replicas.collect(),
+            }
+        });
+        Ok(ClusterStatus {
+            cluster_id: topology.cluster_id.clone(),
+            topology_version: topology.version,
+            mode: topology.mode,
+            durability: topology.durability,
+            servers: servers.collect(),
+            shards: shards.collect(),
+        })
+    }
+}
+
+fn small(number: u32, what: &str) -> Result<u16, String> {
+    u16::try_from(number).map_err(|_| format!("{number} {what} are too many"))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Node {
+    /// Who this server is and what it holds.
+    pub fn describe(&self) -> Description {
+        let identity = self.server();
+        let NodeConfig { host, base_port, .. } = self.config().clone();
+        let server_id = identity.server_id.map_or(0, |id| id.0);
+        let replicas = self.shards().borrow().values().map(|shard| {
+            let status = shard.status();
+            ReplicaStatus {
+                shard: shard.id().0,
+                replica: shard.replica().0,
+                server: server_id,
+                role: status.role.to_string(),
+                term: status.term,
+                last: status.last,
+                committed: status.committed,
+                applied: status.applied,
+                failed: status.failed.clone(),
+            }
+        });
+        Description {
+            server_hex: identity.server_hex,
+            cluster_id: identity.cluster_id,
+            server_id,
+            host,
+            base_port,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            replicas: replicas.collect(),
+        }
+    }
+
+    fn leaders(&self) -> Vec<rpc::ShardLeader> {
+        let led = self.led().into_iter();
+        led.map(|(shard, term, replica)| rpc::ShardLeader { shard: shard.0.into(), term, replica: replica.0 }).collect()
+    }
+
+    fn learn_leaders(&self, leaders: &[rpc::ShardLeader]) {
+        for leader in leaders {
+            let Ok(shard) = u16::try_from(leader.shard) else { continue };
+            self.0.views.learn_leader(ShardId(shard), leader.term, ReplicaId(leader.replica));
+        }
+    }
+
+    fn cluster_id(&self) -> Option<String> {
+        self.server().cluster_id
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn describe(&self, _: Request<rpc::DescribeRequest>) -> Result<Response<rpc::DescribeReply>, Status> {
+        let description = self.node.describe();
+        let shards = description.replicas.into_iter().map(|replica| rpc::ShardHere {
+            shard: replica.shard.into(),
+            replica: replica.replica,
+            role: replica.role,
+            term: replica.term,
+            last: replica.last,
+            committed: replica.committed,
+            applied: replica.applied,
+            failed: replica.failed.unwrap_or_default(),
+            ..Default::default()
+        });
+        Ok(Response::new(rpc::DescribeReply {
+            server_hex: description.server_hex,
+            cluster_id: description.cluster_id.unwrap_or_default(),
+            server_id: description.server_id,
+            host: description.host,
+            base_port: description.base_port.into(),
+            version: description.version,
+            shards: shards.collect(),
+        }))
+    }
+
+    async fn create(&self, request: Request<rpc::CreateRequest>) -> Result<Response<rpc::CreateReply>, Status> {
+        let cluster_id =
+            self.form_cluster(request.into_inner()).await.map_err(Status::failed_precondition)?;
+        Ok(Response::new(rpc::CreateReply { cluster_id }))
+    }
+
+    async fn adopt(&self, request: Request<rpc::AdoptRequest>) -> Result<Response<rpc::AdoptReply>, Status> {
+        let request = request.into_inner();
+        let create = serde_json::from_slice(&request.create)
+            .map_err(|error| Status::invalid_argument(format!("no usable first entry: {error}")))?;
+        let members = request.meta_members.into_iter();
+        let membership = Membership {
+            cluster_id: request.cluster_id,
+            server_id: request.server_id,
+            meta_members: members.map(|member| MetaMember { server: member.server, addr: member.addr }).collect(),
+            create,
+        };
+        self.node.adopt(membership).await.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(rpc::AdoptReply {}))
+    }
+
+    async fn status(&self, _: Request<rpc::StatusRequest>) -> Result<Response<rpc::StatusReply>, Status> {
+        let status = self.cluster_status().await?;
+        let json = serde_json::to_string(&status).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(rpc::StatusReply { json }))
+    }
+
+    async fn announce(
+        &self,
+        request: Request<rpc::AnnounceRequest>,
+    ) -> Result<Response<rpc::AnnounceReply>, Status> {
+        let request = request.into_inner();
+        if self.node.cluster_id().as_deref() != Some(&*request.cluster_id) {
+            return Err(Status::failed_precondition("another cluster"));
+        }
+        self.node.hear(ServerId(request.from_server));
+        self.node.learn_leaders(&request.leaders);
+        Ok(Response::new(rpc::AnnounceReply { leaders: self.node.leaders() }))
+    }
+
+    async fn transfer(
+        &self,
+        request: Request<rpc::TransferRequest>,
+    ) -> Result<Response<rpc::TransferReply>, Status> {
+        let request = request.into_inner();
+        let shard = u16::try_from(request.shard).ok().and_then(|shard| self.node.shard(ShardId(shard)));
+        let shard = shard.ok_or_else(|| Status::not_found("no such shard on this server"))?;
+        let transferred = shard.group().transfer_leader(request.to_replica).await;
+        transferred.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(rpc::TransferReply {}))
+    }
+}
+
+/// Tells one other server which shards this one leads, one call at a time.
+pub(crate) struct Announcer {
+    addr: watch::Sender<String>,
+    wanted: Arc<Notify>,
+}
+
+impl Announcer {
+    /// Starts the task on the current runtime; it ends with the announcer.
+    pub(crate) fn start(node: Node, me: ServerId, to: ServerId, addr: String) -> Announcer {
+        let (addr, addrs) = watch::channel(addr);
+        let wanted = Arc::new(Notify::new());
+        tokio::spawn(Announcer::run(node, (me, to), addrs, Arc::clone(&wanted)));
+        Announcer { addr, wanted }
+    }
+
+    /// Asks for one more announcement, soon.
+    pub(crate) fn announce(&self, addr: &str) {
+        self.addr.send_if_modified(|current| {
+            let moved = current != addr;
+            if moved {
+                addr.clone_into(current);
+            }
+            moved
+        });
+        self.wanted.notify_one();
+    }
+
+    async fn run(
+        node: Node,
+        (me, to): (ServerId, ServerId),
+        mut addrs: watch::Receiver<String>,
+        wanted: Arc<Notify>,
+    ) {
+        let mut channel: Option<Channel> = None;
+        loop {
+            tokio::select! {
+                () = wanted.notified() => {}
+                changed = addrs.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    channel = None;
+                }
+            }
+            if channel.is_none() {
+                channel = endpoint(&addrs.borrow_and_update()).ok().map(|endpoint| endpoint.connect_lazy());
+            }
+            let (Some(channel), Some(cluster_id)) = (&channel, node.cluster_id()) else { continue };
+            let mut client = admin_client::AdminClient::new(channel.clone());
+            let request = rpc::AnnounceRequest { leaders: node.leaders(), from_server: me.0, cluster_id };
+            match tokio::time::timeout(ANNOUNCE_TIMEOUT, client.announce(request)).await {
+                Ok(Ok(reply)) => {
+                    node.hear(to);
+                    node.learn_leaders(&reply.into_inner().leaders);
+                }
+                Ok(Err(status)) => debug!(to = to.0, %status, "announcement refused"),
+                Err(_) => debug!(to = to.0, "announcement timed out"),
+            }
+        }
+    }
+}

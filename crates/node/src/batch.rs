@@ -1,0 +1,101 @@
+//! The commands of one client read that travel together to one shard, and where their replies go.
+
+use kvorum_keyspace::argv::{self, Malformed};
+use kvorum_keyspace::{ArgVec, Command, Sink, Slot};
+use std::any::Any;
+
+/// Receives the replies of a [`Batch`], one per command and in order.
+pub trait ReplySink: Sink + Any + Send {
+    /// One reply: the slot is no longer owned by this shard (a redirection, in the server's words).
+    fn not_served(&mut self, slot: Slot);
+    /// Where the next reply will start.
+    fn mark(&self) -> usize;
+    /// Takes back every reply since `mark`: the batch has to be served another way.
+    fn rewind(&mut self, mark: usize);
+}
+
+/// Commands of one connection for one shard, in order.
+///
+/// The arguments of all commands lie packed in one buffer, in the form the log holds them.
+#[derive(Default, Debug)]
+pub struct Batch {
+    packed: Vec<u8>,
+    items: Vec<Item>,
+    writes: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    command: &'static Command,
+    db: u16,
+    end: usize,
+}
+
+/// One command of a [`Batch`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchItem<'a> {
+    pub(crate) command: &'static Command,
+    pub(crate) db: u16,
+    /// The command and its arguments as the log holds them.
+    pub(crate) packed: &'a [u8],
+}
+
+impl BatchItem<'_> {
+    pub(crate) fn argv(&self) -> Result<ArgVec<'_>, Malformed> {
+        argv::unpack(&mut { self.packed })
+    }
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Batch {
+        Batch::default()
+    }
+
+    /// Appends a command; `argv[0]` is its name. The command must be a read or a write of the keyspace.
+    pub fn push<'a>(
+        &mut self,
+        command: &'static Command,
+        db: u16,
+        argv: impl ExactSizeIterator<Item = &'a [u8]>,
+    ) {
+        argv::pack(&mut self.packed, argv);
+        self.writes += usize::from(command.is_write());
+        self.items.push(Item { command, db, end: self.packed.len() });
+    }
+
+    /// Number of commands.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is no command.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Number of commands that may change the keyspace.
+    pub fn writes(&self) -> usize {
+        self.writes
+    }
+
+    /// Bytes of all commands together.
+    pub fn size_bytes(&self) -> usize {
+        self.packed.len()
+    }
+
+    pub(crate) fn item(&self, n: usize) -> BatchItem<'_> {
+        let start = if n == 0 { 0 } else { self.items[n - 1].end };
+        let Item { command, db, end } = self.items[n];
+        BatchItem { command, db, packed: &self.packed[start..end] }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = BatchItem<'_>> {
+        (0..self.len()).map(|n| self.item(n))
+    }
+
+    /// The commands as the server pushed them: for routing again what was given back.
+    pub fn commands(&self) -> impl Iterator<Item = (&'static Command, ArgVec<'_>)> {
+        self.iter().map(|item| (item.command, item.argv().expect("a batch holds what it packed itself")))
+    }
+}

@@ -1,0 +1,79 @@
+//! Settings of one server, as the node needs them. Who reads files and flags is the caller's business.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a leader makes sure that its reads are linearizable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReadMode {
+    /// By its leader lease: no network round per read. The default.
+    #[default]
+    Lease,
+    /// By a round to a majority for every batch of reads (Raft's read-index).
+    Quorum,
+}
+
+/// Raft's timers, in milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timing {
+    /// Interval of a leader's heartbeats.
+    pub heartbeat_ms: u64,
+    /// Shortest election timeout.
+    pub election_min_ms: u64,
+    /// Longest election timeout; also the length of a leader's lease.
+    pub election_max_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing { heartbeat_ms: 100, election_min_ms: 300, election_max_ms: 600 }
+    }
+}
+
+/// Settings of a [`crate::Node`].
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Data directory of this server; created when absent.
+    pub dir: PathBuf,
+    /// Host name or address that clients and peers are told.
+    pub host: String,
+    /// Address to listen on.
+    pub bind: String,
+    /// Client port of shard 0; shard n listens on `base_port + n`, peers on `base_port + 98`.
+    pub base_port: u16,
+    /// Raft's timers.
+    pub timing: Timing,
+    /// How leader reads are made linearizable.
+    pub read_mode: ReadMode,
+    /// A write that has no outcome after this long is answered `-UNKNOWN`.
+    pub write_timeout: Duration,
+    /// A follower that has not heard from its leader for this long answers stale reads `MASTERDOWN`.
+    pub stale_bound: Duration,
+    /// Worker threads of the runtime that Raft, the transport and apply share (never user work).
+    pub raft_threads: usize,
+}
+
+impl NodeConfig {
+    /// The defaults for a server that keeps its data in `dir` and listens from `base_port` on.
+    pub fn new(dir: PathBuf, host: &str, base_port: u16) -> NodeConfig {
+        NodeConfig {
+            dir,
+            host: host.to_owned(),
+            bind: host.to_owned(),
+            base_port,
+            timing: Timing::default(),
+            read_mode: ReadMode::Lease,
+            write_timeout: Duration::from_secs(5),
+            stale_bound: Duration::from_secs(10),
+            raft_threads: 2,
+        }
+    }
+
+    /// `host:port` of this server's peer listener, as others are told.
+    pub fn peer_addr(&self) -> String {
+        format!("{}:{}", self.host, self.base_port + PEER_PORT_OFFSET)
+    }
+}
+
+/// Peer port = base port + this.
+pub(crate) const PEER_PORT_OFFSET: u16 = 98;

@@ -1,0 +1,98 @@
+//! The meta group on this server: applies the topology's log, and, on its leader, proposes what the cluster
+//! needs: its creation, and which servers are up.
+
+use crate::views::Views;
+use kvorum_cluster::{MetaCommand, MetaError, MetaMachine, ServerId};
+use kvorum_raft::{Committed, Fatal, Group, Machine, MetaStore, ProposeError};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tracing::{info, warn};
+
+/// The meta group's number; shards' groups count from 1.
+pub(crate) const META_GROUP: u64 = 0;
+
+/// Key of the cached topology in the server's [`MetaStore`].
+pub(crate) const CACHED_TOPOLOGY: &[u8] = b"topology";
+
+/// Applies the meta group's log to the topology.
+pub(crate) struct MetaReplica {
+    machine: Mutex<MetaMachine>,
+    views: Arc<Views>,
+    store: Arc<dyn MetaStore>,
+}
+
+impl MetaReplica {
+    pub(crate) fn new(views: Arc<Views>, store: Arc<dyn MetaStore>) -> Arc<MetaReplica> {
+        Arc::new(MetaReplica { machine: Mutex::new(MetaMachine::new()), views, store })
+    }
+}
+
+impl Machine for MetaReplica {
+    fn apply(&self, entry: Committed<'_>) -> Result<(), Fatal> {
+        let mut machine = self.machine.lock();
+        let before = machine.topology().map(|topology| topology.version);
+        match machine.apply(entry.index, entry.data) {
+            Ok(()) => {}
+            // The same on every server; the topology shows its proposer that nothing changed.
+            Err(MetaError::Refused(refusal)) => {
+                warn!(%refusal, index = entry.index, "meta command refused");
+                return Ok(());
+            }
+            Err(MetaError::Fault(fault)) => return Err(Fatal::new(fault.to_string())),
+        }
+        let Some(topology) = machine.topology() else { return Ok(()) };
+        drop(machine);
+        if before != Some(topology.version) {
+            let bytes = serde_json::to_vec(&*topology).expect("a topology is plain data");
+            // The cache only shortens a restart; the meta group's log is what counts.
+            if let Err(error) = self.store.put(CACHED_TOPOLOGY, &bytes).and_then(|()| self.store.flush()) {
+                warn!(%error, "cannot cache the topology");
+            }
+            self.views.learn_topology(topology);
+        }
+        Ok(())
+    }
+
+    fn blank(&self, index: u64, _: u64) -> Result<(), Fatal> {
+        self.machine.lock().advance(index).map_err(|fault| Fatal::new(fault.to_string()))
+    }
+}
+
+/// Proposes one command; `Ok` once it is applied here.
+pub(crate) async fn propose(group: &Group, command: &MetaCommand) -> Result<(), ProposeError> {
+    group.propose(command.encode().into(), None).await?.await.map(|_| ())
+}
+
+/// One turn of the meta leader: what should be proposed, given who has been heard of lately?
+pub(crate) async fn lead(
+    group: &Group,
+    views: &Views,
+    create: &serde_json::Value,
+    is_heard: impl Fn(ServerId) -> bool,
+) {
+    let commands = match views.current() {
+        None => match serde_json::from_value::<MetaCommand>(create.clone()) {
+            Ok(command) => vec![command],
+            Err(error) => {
+                warn!(%error, "the identity's creation command cannot be read");
+                return;
+            }
+        },
+        Some(view) => view
+            .topology
+            .servers
+            .values()
+            .filter(|server| server.up != is_heard(server.id))
+            .map(|server| MetaCommand::ServerUp { server: server.id, up: !server.up })
+            .collect(),
+    };
+    for command in commands {
+        match propose(group, &command).await {
+            Ok(()) => info!(?command, "meta command applied"),
+            Err(error) => {
+                warn!(?error, "meta command not applied");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! One server of the cluster: opens what is on disk, joins its groups, follows the topology, and keeps
+//! everybody informed about who leads.
+
+use crate::admin::{self, AdminService};
+use crate::clock::{LogClock, SystemTimeSource, TimeSource};
+use crate::config::{NodeConfig, PEER_PORT_OFFSET};
+use crate::identity::{Identity, IdentityError, Membership};
+use crate::meta::{self, CACHED_TOPOLOGY, META_GROUP, MetaReplica};
+use crate::proposer::Proposer;
+use crate::replica::Replica;
+use crate::shard::Shard;
+use crate::views::Views;
+use kvorum_cluster::{Configure, Durability, ReplicaId, ServerId, ShardId, Topology, View};
+use kvorum_raft::{
+    GroupId, Group, GrpcTransport, Host, HostConfig, HostError, Member, MetaStore, SledMetaStore, StdDisk, SyncMode, Timing,
+    Wal, WalConfig, WalError,
+};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+/// How often a server tells the others which shards it leads; also their sign of life.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A server nobody heard of for this long is down, says the meta group's leader.
+const DOWN_AFTER: Duration = Duration::from_secs(2);
+
+/// The server that should found a group has this long before the others do it in its place.
+const FOUNDER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// At shutdown a shard's leadership has this long to move to another server.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The identity is missing its log, damaged or unreadable.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The log cannot be opened.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// The Raft host cannot start.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The peer port is taken, or the data directory unusable.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Who a server is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServerIdentity {
+    /// 40 hex digits drawn at the first start.
+    pub server_hex: String,
+    /// Its number in the cluster; `None` while it belongs to none.
+    pub server_id: Option<ServerId>,
+    /// The cluster's id; `None` while it belongs to none.
+    pub cluster_id: Option<String>,
+}
+
+/// A running server. Clones are cheap and mean the same server.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) config: NodeConfig,
+    identity: Mutex<Identity>,
+    time: Arc<dyn TimeSource>,
+    wal: Wal,
+    host: Host,
+    store: Arc<dyn MetaStore>,
+    pub(crate) views: Arc<Views>,
+    shards: watch::Sender<BTreeMap<ShardId, Shard>>,
+    meta: Mutex<Option<Group>>,
+    /// When each other server was last heard.
+    heard: Mutex<BTreeMap<ServerId, Instant>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Raft, the transport, apply and the drivers run here, never user work. `None` once shut down.
+    runtime: Mutex<Option<tokio::runtime::Runtime>>,
+    handle: tokio::runtime::Handle,
+}
+
+impl Node {
+    /// Opens the data directory and the peer port and joins the groups this server belongs to. A server
+    /// without a cluster waits to be taken into one.
+    ///
+    /// # Errors
+    /// See [`StartError`]; the text is for the person at the terminal.
+    pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(config.raft_threads.max(1))
+            .thread_name("kvorum-raft")
+            .enable_all()
+            .build()
+            .map_err(|source| StartError::Io { what: "starting threads".to_owned(), source })?;
+        let handle = runtime.handle().clone();
+        let started = handle.spawn(Node::start_on(config, runtime));
+        started.await.expect("starting does not panic")
+    }
+
+    async fn start_on(config: NodeConfig, runtime: tokio::runtime::Runtime) -> Result<Node, StartError> {
+        let handle = runtime.handle().clone();
+        // From here on dropping the runtime inside itself would panic: on failure it ends in the background.
+        let opened = Node::open(config).await;
+        let (inner, listener) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
+        let node = Node(Arc::new(inner(runtime, handle)));
+        node.serve_peers(listener);
+        let membership = node.0.identity.lock().cluster.clone();
+        if let Some(membership) = membership {
+            if let Some(topology) = node.cached_topology() {
+                node.0.views.learn_topology(Arc::new(topology));
+            }
+            node.join(membership).await?;
+        }
+        Ok(node)
+    }
+
+    #[expect(clippy::type_complexity, reason = "the runtime goes into what was opened only when all opened")]
+    async fn open(
+        config: NodeConfig,
+    ) -> Result<
+        (
+            impl FnOnce(tokio::runtime::Runtime, tokio::runtime::Handle) -> Inner,
+            tokio::net::TcpListener,
+        ),
+        StartError,
+    > {
+        let io = |what: String| move |source| StartError::Io { what, source };
+        std::fs::create_dir_all(&config.dir).map_err(io(config.dir.display().to_string()))?;
+        let address = format!("{}:{}", config.bind, config.base_port + PEER_PORT_OFFSET);
+        let listener = tokio::net::TcpListener::bind(&address)
+            .await
+            .map_err(io(format!("listening for peers on {address}")))?;
+        let wal_dir = config.dir.join("wal");
+        let identity = Identity::load(&config.dir, &wal_dir)?;
+        let (wal, recovery) = Wal::open(Arc::new(StdDisk), wal_dir, WalConfig::default())?;
+        info!(?recovery, "log opened");
+        let store: Arc<dyn MetaStore> = Arc::new(SledMetaStore::open(&config.dir.join("meta")).map_err(|error| {
+            StartError::Io { what: "opening the metadata store".to_owned(), source: io::Error::other(error.to_string()) }
+        })?);
+        let server = identity.cluster.as_ref().map_or(0, |cluster| cluster.server_id);
+        let timing = Timing {
+            heartbeat_ms: config.timing.heartbeat_ms,
+            election_min_ms: config.timing.election_min_ms,
+            election_max_ms: config.timing.election_max_ms,
+            ..Timing::default()
+        };
+        let transport = Arc::new(GrpcTransport::new());
+        let host = Host::start(HostConfig { server, timing, ..HostConfig::default() }, wal.clone(), transport).await?;
+        let opened = move |runtime, handle| Inner {
+            config,
+            identity: Mutex::new(identity),
+            time: Arc::new(SystemTimeSource),
+            wal,
+            host,
+            store,
+            views: Views::new(),
+            shards: watch::Sender::new(BTreeMap::new()),
+            meta: Mutex::new(None),
+            heard: Mutex::new(BTreeMap::new()),
+            tasks: Mutex::new(Vec::new()),
+            runtime: Mutex::new(Some(runtime)),
+            handle,
+        };
+        Ok((opened, listener))
+    }
+
+    /// What this server knows of the cluster; `None` until it belongs to one.
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.0.views.current()
+    }
+
+    /// The same, with a way to wait for changes.
+    pub fn views(&self) -> watch::Receiver<Option<Arc<View>>> {
+        self.0.views.subscribe()
+    }
+
+    /// This server's replica of a shard, if it has one.
+    pub fn shard(&self, id: ShardId) -> Option<Shard> {
+        self.0.shards.borrow().get(&id).cloned()
+    }
+
+    /// All replicas on this server, with a way to wait for more.
+    pub fn shards(&self) -> watch::Receiver<BTreeMap<ShardId, Shard>> {
+        self.0.shards.subscribe()
+    }
+
+    /// Who this server is.
+    pub fn server(&self) -> ServerIdentity {
+        let identity = self.0.identity.lock();
+        let cluster = identity.cluster.as_ref();
+        ServerIdentity {
+            server_hex: identity.server_hex.clone(),
+            server_id: cluster.map(|cluster| ServerId(cluster.server_id)),
+            cluster_id: cluster.map(|cluster| cluster.cluster_id.clone()),
+        }
+    }
+
+    /// Settings this server runs with.
+    pub fn config(&self) -> &NodeConfig {
+        &self.0.config
+    }
+
+    /// Hands leaderships over, stops the groups and closes the log. Submitted batches that have no outcome
+    /// by then are answered as unknown.
+    pub async fn shutdown(&self) {
+        let Some(runtime) = self.0.runtime.lock().take() else { return };
+        let node = self.clone();
+        let stopped = self.0.handle.spawn(async move { node.stop().await });
+        if let Err(error) = stopped.await {
+            error!(%error, "stopping failed");
+        }
+        runtime.shutdown_background();
+    }
+
+    async fn stop(&self) {
+        let shards: Vec<Shard> = self.0.shards.borrow().values().cloned().collect();
+        futures::future::join_all(shards.iter().map(hand_over)).await;
+        for task in self.0.tasks.lock().drain(..) {
+            task.abort();
+        }
+        for shard in &shards {
+            shard.group().shutdown().await;
+        }
+        let meta = self.0.meta.lock().take();
+        if let Some(meta) = meta {
+            meta.shutdown().await;
+        }
+        info!("stopped");
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let handle = self.0.handle.spawn(task);
+        self.0.tasks.lock().push(handle);
+    }
+
+    fn serve_peers(&self, listener: tokio::net::TcpListener) {
+        let routes = tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .add_service(self.0.host.peer_service())
+            .add_service(AdminService::new(self.clone()).into_server());
+        self.spawn(async move {
+            let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+            if let Err(error) = routes.serve_with_incoming(incoming).await {
+                error!(%error, "the peer listener ended");
+            }
+        });
+    }
+
+    fn cached_topology(&self) -> Option<Topology> {
+        let bytes = self.0.store.get(CACHED_TOPOLOGY).ok().flatten()?;
+        match serde_json::from_slice(&bytes) {
+            Ok(topology) => Some(topology),
+            Err(error) => {
+                warn!(%error, "the cached topology is unusable; waiting for the meta group");
+                None
+            }
+        }
+    }
+
+    /// Takes this virgin server into a cluster, durably. Being asked again for the same place is fine.
+    pub(crate) async fn adopt(&self, membership: Membership) -> Result<(), AdoptError> {
+        {
+            let mut identity = self.0.identity.lock();
+            match &identity.cluster {
+                Some(current) if *current == membership => return Ok(()),
+                Some(current) => return Err(AdoptError::Taken { cluster_id: current.cluster_id.clone() }),
+                None => {
+                    let mut adopted = identity.clone();
+                    adopted.cluster = Some(membership.clone());
+                    adopted.save(&self.0.config.dir)?;
+                    *identity = adopted;
+                }
+            }
+        }
+        self.join(membership).await.map_err(AdoptError::Host)
+    }
+
+    /// Joins the meta group and starts everything that follows from the topology.
+    async fn join(&self, membership: Membership) -> Result<(), HostError> {
+        let me = ServerId(membership.server_id);
+        self.0.host.set_server(me.0);
+        self.0.wal.group(GroupId(META_GROUP)).set_sync(SyncMode::Before);
+        let machine = MetaReplica::new(Arc::clone(&self.0.views), Arc::clone(&self.0.store));
+        let group = self.0.host.open(GroupId(META_GROUP), me.0, machine).await?;
+        *self.0.meta.lock() = Some(group.clone());
+        let members: BTreeMap<u64, Member> = membership
+            .meta_members
+            .iter()
+            .map(|member| (member.server, Member { server: member.server, addr: member.addr.clone() }))
+            .collect();
+        let founder = members.keys().next() == Some(&me.0);
+        self.spawn(found(group.clone(), members, founder));
+        self.spawn(self.clone().drive_meta(group, membership));
+        self.spawn(self.clone().follow_topology(me));
+        self.spawn(self.clone().announce(me));
+        Ok(())
+    }
+
+    async fn drive_meta(self, group: Group, membership: Membership) {
+        let mut turn = tokio::time::interval(ANNOUNCE_INTERVAL);
+        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let me = ServerId(membership.server_id);
+        let mut leading_since = None;
+        loop {
+            turn.tick().await;
+            if !group.status().borrow().ready {
+                leading_since = None;
+                continue;
+            }
+            // A new leader has heard nobody yet; it gives everybody the time that a silent server gets.
+            let since = *leading_since.get_or_insert_with(Instant::now);
+            let node = &self;
+            let is_heard = |server: ServerId| {
+                server == me || since.elapsed() < DOWN_AFTER && node.was_up(server) || node.heard_within(server, DOWN_AFTER)
+            };
+            meta::lead(&group, &self.0.views, &membership.create, is_heard).await;
+        }
+    }
+
+    fn was_up(&self, server: ServerId) -> bool {
+        self.view().and_then(|view| view.topology.servers.get(&server).map(|server| server.up)).unwrap_or(true)
+    }
+
+    fn heard_within(&self, server: ServerId, bound: Duration) -> bool {
+        self.0.heard.lock().get(&server).is_some_and(|heard| heard.elapsed() <= bound)
+    }
+
+    /// Another server gave a sign of life.
+    pub(crate) fn hear(&self, server: ServerId) {
+        self.0.heard.lock().insert(server, Instant::now());
+    }
+
+    /// Opens a replica for every shard that the topology puts on this server.
+    async fn follow_topology(self, me: ServerId) {
+        let mut views = self.views();
+        loop {
+            let view = views.borrow_and_update().clone();
+            if let Some(view) = view {
+                for shard in &view.topology.shards {
+                    let Some(replica) = shard.replicas.iter().find(|replica| replica.server == me) else { continue };
+                    if self.shard(shard.id).is_some() {
+                        continue;
+                    }
+                    if let Err(error) = self.open_replica(&view.topology, shard, replica.id).await {
+                        error!(shard = shard.id.0, %error, "cannot open a replica");
+                    }
+                }
+            }
+            if views.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn open_replica(
+        &self,
+        topology: &Arc<Topology>,
+        shard: &kvorum_cluster::Shard,
+        me: ReplicaId,
+    ) -> Result<(), HostError> {
+        let inner = &self.0;
+        inner.wal.group(GroupId(shard.group)).set_sync(match topology.durability {
+            Durability::QuorumFsync => SyncMode::Before,
+            Durability::QuorumMemory => SyncMode::Lazy,
+            Durability::None => SyncMode::Never,
+        });
+        let replica = Replica::new(LogClock::new(Arc::clone(&inner.time)));
+        let group = inner.host.open(GroupId(shard.group), me.0, Arc::clone(&replica) as _).await?;
+        let members = shard
+            .replicas
+            .iter()
+            .filter_map(|replica| {
+                let server = topology.servers.get(&replica.server)?;
+                let addr = format!("{}:{}", server.host, server.peer_port());
+                Some((replica.id.0, Member { server: server.id.0, addr }))
+            })
+            .collect();
+        let founder = shard.replicas.first().is_some_and(|first| first.id == me);
+        self.spawn(found(group.clone(), members, founder));
+        let (_, configuration) = watch::channel(Some(Configure::of(topology, shard)));
+        let proposer =
+            Proposer { group: group.clone(), replica: Arc::clone(&replica), configuration }.spawn();
+        let handle = Shard::new(
+            (shard.id, me),
+            group,
+            replica,
+            proposer,
+            inner.config.read_mode,
+            (inner.config.write_timeout, inner.config.stale_bound),
+        );
+        self.spawn(follow_leader(handle.clone(), Arc::clone(&inner.views)));
+        inner.shards.send_modify(|shards| {
+            shards.insert(shard.id, handle);
+        });
+        info!(shard = shard.id.0, replica = me.0, group = shard.group, "replica opened");
+        Ok(())
+    }
+
+    /// The shards this server leads and serves, with their terms.
+    pub(crate) fn led(&self) -> Vec<(ShardId, u64, ReplicaId)> {
+        let shards = self.0.shards.borrow();
+        let led = shards.values().filter(|shard| shard.serves());
+        led.map(|shard| (shard.id(), shard.status().term, shard.replica())).collect()
+    }
+
+    /// Tells every other server, again and again, which shards this one leads.
+    async fn announce(self, me: ServerId) {
+        let mut turn = tokio::time::interval(ANNOUNCE_INTERVAL);
+        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut views = self.views();
+        let mut peers: BTreeMap<ServerId, admin::Announcer> = BTreeMap::new();
+        loop {
+            tokio::select! {
+                _ = turn.tick() => {}
+                Ok(()) = views.changed() => {}
+            }
+            let Some(view) = views.borrow_and_update().clone() else { continue };
+            let others = || view.topology.servers.values().filter(|server| server.id != me);
+            let silent_after = Duration::from_millis(self.0.config.timing.election_max_ms);
+            let silent = others().map(|server| server.id).filter(|&id| !self.heard_within(id, silent_after));
+            self.0.views.learn_silence(silent.collect());
+            for server in others() {
+                let addr = format!("{}:{}", server.host, server.peer_port());
+                let node = &self;
+                let peer = peers.entry(server.id).or_insert_with(|| admin::Announcer::start(node.clone(), me, server.id, addr.clone()));
+                peer.announce(&addr);
+            }
+        }
+    }
+}
+
+/// Why a server does not join a cluster.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdoptError {
+    #[error("this server already belongs to cluster {cluster_id}")]
+    Taken { cluster_id: String },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Host(HostError),
+}
+
+/// Gives a new group its first membership. One member does it at once; the others step in when it does not.
+async fn found(group: Group, members: BTreeMap<u64, Member>, founder: bool) {
+    if !founder {
+        tokio::time::sleep(FOUNDER_PATIENCE).await;
+    }
+    while !group.is_initialized().await {
+        match group.initialize(members.clone()).await {
+            Ok(()) => info!(members = members.len(), "group founded"),
+            Err(error) => warn!(%error, "cannot found a group yet"),
+        }
+        tokio::time::sleep(ANNOUNCE_INTERVAL).await;
+    }
+}
+
+/// Keeps the view informed about who leads a shard that has a replica here.
+async fn follow_leader(shard: Shard, views: Arc<Views>) {
+    let mut statuses = shard.group().status();
+    loop {
+        let status = statuses.borrow_and_update().clone();
+        let me = shard.replica();
+        match status.leader {
+            // A leader is announced only once it can serve.
+            Some(leader) if leader == me.0 => {
+                if shard.serves() {
+                    views.learn_leader(shard.id(), status.term, me);
+                } else {
+                    views.learn_vacancy(shard.id(), status.term);
+                    // The configuration is no change of Raft's status: look again soon.
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    continue;
+                }
+            }
+            Some(leader) => views.learn_leader(shard.id(), status.term, ReplicaId(leader)),
+            None => views.learn_vacancy(shard.id(), status.term),
+        }
+        if statuses.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Moves a shard's leadership to the follower that has most of the log, if this replica leads.
+async fn hand_over(shard: &Shard) {
+    let deadline = Instant::now() + HANDOVER_PATIENCE;
+    while Instant::now() < deadline {
+        let status = shard.status();
+        if status.leader != Some(shard.replica().0) {
+            return;
+        }
+        let others = status.matched.iter().filter(|&(&replica, _)| replica != shard.replica().0);
+        let Some((&target, _)) = others.max_by_key(|&(_, &index)| index) else { return };
+        match shard.group().transfer_leader(target).await {
+            Ok(()) => info!(shard = shard.id().0, target, "leadership handed over"),
+            Err(error) => warn!(shard = shard.id().0, target, %error, "cannot hand leadership over"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

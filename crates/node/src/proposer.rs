@@ -1,0 +1,255 @@
+//! Turns waiting batches into Raft entries. One task per replica: it joins whatever waits into one entry,
+//! keeps a few entries in flight, proposes ticks when keys are due and the shard's configuration when the
+//! shard is new. It never lingers for more to come.
+//!
+//! Order: batches are proposed in the order they came. Reads in a batch run at their place when the entry is
+//! applied. Batches of reads alone ride with the next entry; when none is in flight they are served at once.
+
+use crate::batch::{Batch, ReplySink};
+use crate::replica::{Pending, Replica, Waiting, local};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use kvorum_cluster::{Configure, EntryBuilder, Header};
+use kvorum_raft::{Group, ProposeError};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, info};
+
+/// Batches that wait for the proposer; beyond that, submitters wait.
+const QUEUE_BATCHES: usize = 4096;
+
+/// Entries in flight per shard. More only deepens queues: batching does the rest.
+const ENTRIES_IN_FLIGHT: usize = 4;
+
+/// An entry takes batches until it is this large.
+const ENTRY_BYTES: usize = 256 << 10;
+
+/// The largest command: larger ones would hold up a group's stream. (Bigger values will travel in parts.)
+pub(crate) const COMMAND_BYTES: usize = 8 << 20;
+
+/// Keys that one tick may expire.
+const TICK_LIMIT: u64 = 1_000;
+
+/// How often a leader looks whether keys are due.
+const TICK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A batch on its way through the log.
+pub(crate) struct Submission {
+    pub(crate) batch: Batch,
+    pub(crate) out: Box<dyn ReplySink>,
+    pub(crate) reply: oneshot::Sender<Result<Box<dyn ReplySink>, SubmitError>>,
+}
+
+/// Why a batch has no replies.
+pub enum SubmitError {
+    /// Definite: nothing of it ran, here is it again. This replica does not lead (yet, or any more).
+    NotLeader(Batch, Box<dyn ReplySink>),
+    /// Indefinite: leadership was lost or time ran out after the proposal; nobody knows what ran.
+    Unknown,
+    /// Definite: nothing ran, a command is larger than an entry may be.
+    TooLarge,
+}
+
+impl std::fmt::Debug for SubmitError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            SubmitError::NotLeader(..) => "NotLeader",
+            SubmitError::Unknown => "Unknown",
+            SubmitError::TooLarge => "TooLarge",
+        })
+    }
+}
+
+impl Submission {
+    /// All replies are in `out`. A client that went away does not care.
+    pub(crate) fn answered(self) {
+        let _ = self.reply.send(Ok(self.out));
+    }
+
+    fn not_leader(self) {
+        let Submission { batch, out, reply } = self;
+        let _ = reply.send(Err(SubmitError::NotLeader(batch, out)));
+    }
+
+    fn unknown(self) {
+        let _ = self.reply.send(Err(SubmitError::Unknown));
+    }
+}
+
+/// What the proposer of one replica works with.
+pub(crate) struct Proposer {
+    pub(crate) group: Group,
+    pub(crate) replica: Arc<Replica>,
+    /// What the shard's log should say about the shard; the leader proposes it when the log does not.
+    pub(crate) configuration: watch::Receiver<Option<Configure>>,
+}
+
+type InFlight = BoxFuture<'static, (Option<Arc<Pending>>, Result<(), ProposeError>)>;
+
+impl Proposer {
+    /// Starts the task on the current runtime; it ends when the last sender is gone.
+    pub(crate) fn spawn(self) -> mpsc::Sender<Submission> {
+        let (submit, submissions) = mpsc::channel(QUEUE_BATCHES);
+        tokio::spawn(self.run(submissions));
+        submit
+    }
+
+    async fn run(mut self, mut submissions: mpsc::Receiver<Submission>) {
+        let mut in_flight: FuturesUnordered<InFlight> = FuturesUnordered::new();
+        let mut waiting: Vec<Submission> = Vec::new();
+        let mut due = tokio::time::interval(TICK_INTERVAL);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick_in_flight = false;
+        loop {
+            let room = in_flight.len() < ENTRIES_IN_FLIGHT;
+            tokio::select! {
+                biased;
+                Some((pending, outcome)) = in_flight.next() => {
+                    tick_in_flight &= pending.is_some();
+                    settle(pending, outcome);
+                }
+                received = submissions.recv_many(&mut waiting, QUEUE_BATCHES), if room && waiting.len() < QUEUE_BATCHES => {
+                    if received == 0 {
+                        break;
+                    }
+                }
+                () = self.replica.tick_wanted.notified(), if room && !tick_in_flight => {
+                    tick_in_flight = true;
+                    self.propose_own(&mut in_flight, |builder| builder.tick(TICK_LIMIT)).await;
+                }
+                _ = due.tick(), if room && !tick_in_flight => {
+                    if let Some(configure) = self.missing_configuration() {
+                        tick_in_flight = true;
+                        info!(shard = configure.shard.0, "configuring a new shard");
+                        self.propose_own(&mut in_flight, |builder| builder.configure(&configure)).await;
+                    } else if self.is_due() {
+                        tick_in_flight = true;
+                        self.propose_own(&mut in_flight, |builder| builder.tick(TICK_LIMIT)).await;
+                    }
+                }
+            }
+            while !waiting.is_empty() && in_flight.len() < ENTRIES_IN_FLIGHT {
+                let writes = waiting.iter().any(|submission| submission.batch.writes() > 0);
+                if !writes {
+                    if !in_flight.is_empty() {
+                        break;
+                    }
+                    self.serve_reads(&mut waiting);
+                    if waiting.is_empty() {
+                        break;
+                    }
+                }
+                let rest = waiting.split_off(entry_length(&waiting));
+                let submissions = std::mem::replace(&mut waiting, rest);
+                self.propose(&mut in_flight, submissions).await;
+            }
+        }
+        debug!("proposer ends");
+        while let Some((pending, outcome)) = in_flight.next().await {
+            settle(pending, outcome);
+        }
+    }
+
+    fn header(&self) -> Header {
+        Header::new(self.replica.clock.now_ms(), rand::random())
+    }
+
+    async fn propose(&mut self, in_flight: &mut FuturesUnordered<InFlight>, submissions: Vec<Submission>) {
+        // Until this term's first entry is applied, the log may hold readings of the clock not seen here yet.
+        if !self.replica.is_configured() || !self.leads() {
+            submissions.into_iter().for_each(Submission::not_leader);
+            return;
+        }
+        let mut builder = EntryBuilder::new(self.header());
+        for submission in &submissions {
+            for item in submission.batch.iter().filter(|item| item.command.is_write()) {
+                builder.command(item.db, item.packed);
+            }
+        }
+        let pending = Pending::new(submissions);
+        match self.group.propose(builder.finish().into(), Some(local(&pending))).await {
+            Ok(proposal) => in_flight.push(Box::pin(async move {
+                let outcome = proposal.await.map(|_| ());
+                (Some(pending), outcome)
+            })),
+            Err(error) => settle(Some(pending), Err(error)),
+        }
+    }
+
+    /// Proposes an entry that no client asked for.
+    async fn propose_own(
+        &mut self,
+        in_flight: &mut FuturesUnordered<InFlight>,
+        fill: impl FnOnce(&mut EntryBuilder),
+    ) {
+        let mut builder = EntryBuilder::new(self.header());
+        fill(&mut builder);
+        match self.group.propose(builder.finish().into(), None).await {
+            Ok(proposal) => in_flight.push(Box::pin(async move { (None, proposal.await.map(|_| ())) })),
+            // Someone else leads by now; what we wanted is theirs to do.
+            Err(error) => in_flight.push(Box::pin(async move { (None, Err(error)) })),
+        }
+    }
+
+    /// Serves batches of reads while nothing is in flight. What has to wait for the log stays.
+    fn serve_reads(&self, waiting: &mut Vec<Submission>) {
+        if self.group.lease().is_err() {
+            return;
+        }
+        let mut rest = Vec::new();
+        for mut submission in waiting.drain(..) {
+            if !rest.is_empty() {
+                rest.push(submission);
+                continue;
+            }
+            let start = submission.out.mark();
+            match self.replica.read(&submission.batch, 0, |_| self.replica.clock.now_ms(), &mut *submission.out) {
+                Ok(()) => submission.answered(),
+                Err(Waiting { .. }) => {
+                    submission.out.rewind(start);
+                    rest.push(submission);
+                }
+            }
+        }
+        *waiting = rest;
+    }
+
+    fn leads(&self) -> bool {
+        self.group.status().borrow().ready
+    }
+
+    fn is_due(&self) -> bool {
+        let deadline = self.replica.with(|machine| machine.next_deadline());
+        deadline.is_some_and(|deadline| self.leads() && deadline <= self.replica.clock.now_ms())
+    }
+
+    fn missing_configuration(&self) -> Option<Configure> {
+        if self.replica.is_configured() || !self.leads() {
+            return None;
+        }
+        self.configuration.borrow().clone()
+    }
+}
+
+/// How many of the waiting batches fit one entry; at least one.
+fn entry_length(waiting: &[Submission]) -> usize {
+    let mut bytes = 0;
+    let fitting = waiting.iter().take_while(|submission| {
+        bytes += submission.batch.size_bytes();
+        bytes <= ENTRY_BYTES
+    });
+    fitting.count().max(1)
+}
+
+/// An entry has an outcome. Apply has answered its batches, unless there was no apply.
+fn settle(pending: Option<Arc<Pending>>, outcome: Result<(), ProposeError>) {
+    let Some(submissions) = pending.and_then(|pending| pending.take()) else { return };
+    for submission in submissions {
+        match outcome {
+            Err(ProposeError::NotLeader { .. }) => submission.not_leader(),
+            Ok(()) | Err(ProposeError::Lost) => submission.unknown(),
+        }
+    }
+}

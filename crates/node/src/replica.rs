@@ -1,0 +1,234 @@
+//! One shard's state on this server: the pure machine under a lock, applied to by Raft's state-machine
+//! worker, read by connections. On a leader, applying an entry also answers the batches it was made of.
+
+use crate::batch::{Batch, ReplySink};
+use crate::clock::LogClock;
+use crate::proposer::Submission;
+use bytes::Bytes;
+use kvorum_cluster::{Configure, Refusal, ShardMachine, Unwitnessed, Witness};
+use kvorum_keyspace::{NullSink, Sink};
+use kvorum_raft::{Committed, Fatal, Local, Machine};
+use parking_lot::{Mutex, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::Notify;
+
+/// Commands read under one hold of the lock: apply waits no longer than these take.
+const READ_SLICE: usize = 64;
+
+/// The batches that became one entry. They travel with the entry, in memory only, and are answered exactly
+/// once: by apply with their replies, or by the proposer with the reason why there are none.
+pub(crate) struct Pending(Mutex<Option<Vec<Submission>>>);
+
+impl Pending {
+    pub(crate) fn new(submissions: Vec<Submission>) -> Arc<Pending> {
+        Arc::new(Pending(Mutex::new(Some(submissions))))
+    }
+
+    /// Whoever takes them answers them.
+    pub(crate) fn take(&self) -> Option<Vec<Submission>> {
+        self.0.lock().take()
+    }
+}
+
+/// State and clock of one replica.
+pub(crate) struct Replica {
+    machine: RwLock<ShardMachine>,
+    pub(crate) clock: LogClock,
+    /// Copy of the machine's clock for those who wait for it.
+    applied_clock_ms: AtomicU64,
+    clock_waiters: AtomicU64,
+    clock_moved: Notify,
+    /// A reader met a key that is due by the leader's clock but not by the log's.
+    pub(crate) tick_wanted: Notify,
+    configured: AtomicBool,
+}
+
+impl Replica {
+    pub(crate) fn new(clock: LogClock) -> Arc<Replica> {
+        Arc::new(Replica {
+            machine: RwLock::new(ShardMachine::new()),
+            clock,
+            applied_clock_ms: AtomicU64::new(0),
+            clock_waiters: AtomicU64::new(0),
+            clock_moved: Notify::new(),
+            tick_wanted: Notify::new(),
+            configured: AtomicBool::new(false),
+        })
+    }
+
+    /// Looks at the state under its lock; for short looks only.
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&ShardMachine) -> R) -> R {
+        look(&self.machine.read())
+    }
+
+    pub(crate) fn is_configured(&self) -> bool {
+        self.configured.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn configuration(&self) -> Option<Configure> {
+        self.with(|machine| machine.configured().cloned())
+    }
+
+    /// Runs the reads of `batch` from command `from` on. `Err` names the command that has to wait and the
+    /// log clock it waits for; its reply is not in `out`.
+    pub(crate) fn read(
+        &self,
+        batch: &Batch,
+        from: usize,
+        now_ms: impl Fn(&ShardMachine) -> u64,
+        out: &mut dyn ReplySink,
+    ) -> Result<(), Waiting> {
+        let mut next = from;
+        while next < batch.len() {
+            let machine = self.machine.read();
+            let now_ms = now_ms(&machine);
+            for n in next..batch.len().min(next + READ_SLICE) {
+                match read_one(&machine, batch, n, now_ms, out) {
+                    Ok(()) => {}
+                    Err(Refusal::WaitForClock(clock_ms)) => return Err(Waiting { command: n, clock_ms }),
+                    Err(refusal) => refuse(out, refusal),
+                }
+            }
+            next += READ_SLICE;
+        }
+        Ok(())
+    }
+
+    /// Waits until the log's clock has reached `clock_ms`, asking for a tick.
+    pub(crate) async fn clock_reaches(&self, clock_ms: u64) {
+        self.clock_waiters.fetch_add(1, Ordering::SeqCst);
+        loop {
+            let moved = self.clock_moved.notified();
+            if self.applied_clock_ms.load(Ordering::SeqCst) >= clock_ms {
+                break;
+            }
+            self.tick_wanted.notify_one();
+            moved.await;
+        }
+        self.clock_waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn applied(&self, clock_ms: u64, configured: bool) {
+        self.clock.observe(clock_ms);
+        self.applied_clock_ms.store(clock_ms, Ordering::SeqCst);
+        if configured && !self.is_configured() {
+            self.configured.store(true, Ordering::Release);
+        }
+        if self.clock_waiters.load(Ordering::SeqCst) > 0 {
+            self.clock_moved.notify_waiters();
+        }
+    }
+}
+
+/// A read that waits for the log's clock.
+pub(crate) struct Waiting {
+    /// Index of the command in its batch.
+    pub(crate) command: usize,
+    /// Milliseconds the log's clock has to reach.
+    pub(crate) clock_ms: u64,
+}
+
+impl Machine for Replica {
+    fn apply(&self, entry: Committed<'_>) -> Result<(), Fatal> {
+        let pending = entry.local.and_then(|local| Arc::clone(local).downcast::<Pending>().ok());
+        let mut submissions = pending.and_then(|pending| pending.take());
+        let mut machine = self.machine.write();
+        let data: &Bytes = entry.data;
+        match &mut submissions {
+            None => machine.apply(entry.index, entry.term, data, &mut Unwitnessed),
+            Some(submissions) => {
+                let mut replies = Replies { submissions, batch: 0, command: 0, null: NullSink };
+                let outcome = machine.apply(entry.index, entry.term, data, &mut replies);
+                if outcome.is_ok() {
+                    replies.run_reads(&machine);
+                }
+                outcome
+            }
+        }
+        .map_err(|error| Fatal::new(error.to_string()))?;
+        let (clock_ms, configured) = (machine.clock_ms(), machine.configured().is_some());
+        drop(machine);
+        self.applied(clock_ms, configured);
+        for submission in submissions.into_iter().flatten() {
+            submission.answered();
+        }
+        Ok(())
+    }
+
+    fn blank(&self, index: u64, term: u64) -> Result<(), Fatal> {
+        self.machine.write().advance(index, term).map_err(|error| Fatal::new(error.to_string()))
+    }
+}
+
+fn read_one(
+    machine: &ShardMachine,
+    batch: &Batch,
+    n: usize,
+    now_ms: u64,
+    out: &mut dyn ReplySink,
+) -> Result<(), Refusal> {
+    let item = batch.item(n);
+    let argv = item.argv().expect("a batch holds what it packed itself");
+    machine.read(item.db, now_ms, item.command, &argv, out)
+}
+
+/// The reply to a command that was refused for the state's sake.
+fn refuse(out: &mut dyn ReplySink, refusal: Refusal) {
+    match refusal {
+        Refusal::NotOwner(slot) => out.not_served(slot),
+        Refusal::NotConfigured => out.error("CLUSTERDOWN The cluster is down"),
+        Refusal::WaitForClock(_) => unreachable!("a read at the log's own clock waits for nothing"),
+    }
+}
+
+/// Hands the entry's replies to the batches it was made of, and runs the batches' reads at their places.
+struct Replies<'a> {
+    submissions: &'a mut [Submission],
+    /// The command that comes next: batch and its command.
+    batch: usize,
+    command: usize,
+    null: NullSink,
+}
+
+impl Replies<'_> {
+    /// Runs the reads that stand before the next write; stops at it.
+    fn run_reads(&mut self, machine: &ShardMachine) {
+        while let Some(submission) = self.submissions.get_mut(self.batch) {
+            let Submission { batch, out, .. } = submission;
+            while self.command < batch.len() {
+                if batch.item(self.command).command.is_write() {
+                    return;
+                }
+                if let Err(refusal) = read_one(machine, batch, self.command, machine.clock_ms(), &mut **out) {
+                    refuse(&mut **out, refusal);
+                }
+                self.command += 1;
+            }
+            self.batch += 1;
+            self.command = 0;
+        }
+    }
+}
+
+impl Witness for Replies<'_> {
+    fn sink(&mut self, _: usize, before: &ShardMachine) -> &mut dyn Sink {
+        self.run_reads(before);
+        self.command += 1;
+        match self.submissions.get_mut(self.batch) {
+            Some(submission) => &mut *submission.out,
+            None => &mut self.null,
+        }
+    }
+
+    fn refused(&mut self, _: usize, refusal: Refusal) {
+        if let Some(submission) = self.submissions.get_mut(self.batch) {
+            refuse(&mut *submission.out, refusal);
+        }
+    }
+}
+
+/// The proposer keeps a handle to what travels with its entry.
+pub(crate) fn local(pending: &Arc<Pending>) -> Local {
+    Arc::clone(pending) as Local
+}
