@@ -1,7 +1,16 @@
-//! One database: a table for each slot.
+//! One database: a table for each slot, and the index of its deadlines.
+//!
+//! Slots come in pages of 256, made when one of them gets its first key. Pages and what hangs from them are behind
+//! reference counts: [`Tables`] is cloned by cloning 64 pointers, and a write to one of two clones copies the page
+//! and the segments it touches. The index of deadlines is no part of that; it can be rebuilt from the tables.
 
-use crate::{Slot, value::ValueRef};
-use std::collections::BTreeMap;
+use crate::{
+    SLOTS, Slot,
+    table::{Hash, Record, Table, record},
+    value::ValueRef,
+};
+use std::{collections::BTreeSet, mem};
+use triomphe::Arc;
 
 /// Where a key lies: its slot and its hash.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -10,122 +19,294 @@ pub(crate) struct Locator {
     pub(crate) hash: u64,
 }
 
-/// What a database holds for a key.
-#[derive(Clone, Copy, Debug)]
-pub struct Record<'a> {
-    /// The value.
-    pub value: ValueRef<'a>,
-    /// Change sequence of the last change.
-    pub sequence: u64,
-    /// When the key expires, in milliseconds since the epoch; `None` when never.
-    pub deadline_ms: Option<u64>,
+/// A database with the index of its deadlines.
+#[derive(Debug)]
+pub(crate) struct Database {
+    tables: Tables,
+    /// Holds (deadline, slot, hash) of each key that has a deadline, and nothing else. The order is that of expiry.
+    deadlines: Deadlines,
+}
+
+type Deadlines = BTreeSet<(u64, Locator)>;
+
+/// The keys of a database.
+#[derive(Clone, Debug)]
+pub(crate) struct Tables {
+    pages: Vec<Option<Arc<Page>>>,
+    hash: Hash,
+    totals: Totals,
+    /// Change sequence of the last FLUSHDB: no absent key changed later unless its slot says so.
+    flushed: u64,
+}
+
+/// Counts over a slot or a database.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Totals {
+    keys: usize,
+    expiring: usize,
+    bytes: u64,
+}
+
+const PAGE_SLOTS: usize = 256;
+const PAGES: usize = SLOTS as usize / PAGE_SLOTS;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    slots: [SlotTable; PAGE_SLOTS],
+}
+
+#[derive(Clone, Default, Debug)]
+struct SlotTable {
+    table: Table,
+    totals: Totals,
+    /// Change sequence of the last deletion here: what an absent key has instead of its own.
+    deleted: u64,
+}
+
+/// What FLUSHALL leaves behind, to be freed a piece at a time.
+#[derive(Debug)]
+pub(crate) enum Remains {
+    /// Never read: it is here to be dropped.
+    Page {
+        _page: Arc<Page>,
+    },
+    Deadlines(Deadlines),
 }
 
 /// Fixed charge of a key in the accounting of memory, bytes.
 const KEY_CHARGE: u64 = 24;
+/// Charge of a deadline, bytes: eight in the record, the rest in the index.
+const DEADLINE_CHARGE: u64 = 40;
 
-#[derive(Debug, Default)]
-pub(crate) struct Database {
-    map: BTreeMap<(Locator, Vec<u8>), (Vec<u8>, u64, Option<u64>)>,
-    deleted: BTreeMap<Slot, u64>,
-    expiring: usize,
-    used: u64,
-    flushed: u64,
+impl Totals {
+    fn of(key: &[u8], record: &Record<'_>) -> Totals {
+        let expiring = record.deadline_ms.is_some();
+        let deadline = if expiring { DEADLINE_CHARGE } else { 0 };
+        let bytes = KEY_CHARGE + (key.len() + record.value.size_bytes()) as u64 + deadline;
+        Totals { keys: 1, expiring: usize::from(expiring), bytes }
+    }
+
+    fn add(&mut self, more: Totals) {
+        self.keys += more.keys;
+        self.expiring += more.expiring;
+        self.bytes += more.bytes;
+    }
+
+    fn take(&mut self, less: Totals) {
+        self.keys -= less.keys;
+        self.expiring -= less.expiring;
+        self.bytes -= less.bytes;
+    }
 }
 
 impl Database {
-    pub(crate) fn len(&self) -> usize {
-        self.map.len()
+    pub(crate) fn new(hash: Hash) -> Database {
+        let tables = Tables { pages: vec![None; PAGES], hash, totals: Totals::default(), flushed: 0 };
+        Database { tables, deadlines: Deadlines::new() }
     }
 
-    pub(crate) fn expiring(&self) -> usize {
-        self.expiring
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
     }
 
-    pub(crate) fn used_memory(&self) -> u64 {
-        self.used
+    /// The earliest deadline and the hash of its key.
+    pub(crate) fn next_due(&self) -> Option<(u64, Locator)> {
+        self.deadlines.first().copied()
     }
 
-    pub(crate) fn flushed(&self) -> u64 {
-        self.flushed
-    }
-
-    pub(crate) fn slot_deleted(&self, slot: Slot) -> u64 {
-        self.deleted.get(&slot).copied().unwrap_or(0)
-    }
-
-    pub(crate) fn count_in_slot(&self, slot: Slot) -> usize {
-        self.map
-            .range((Locator { slot, hash: 0 }, Vec::new())..)
-            .take_while(|((at, _), _)| at.slot == slot)
-            .count()
-    }
-
-    pub(crate) fn visit_slot(
-        &self,
-        slot: Slot,
-        from: u64,
-        visit: &mut dyn FnMut(u64, &[u8], Record<'_>) -> bool,
-    ) {
-        for ((at, key), (value, sequence, deadline)) in self
-            .map
-            .range((Locator { slot, hash: from }, Vec::new())..)
-            .take_while(|((at, _), _)| at.slot == slot)
-        {
-            let record =
-                Record { value: ValueRef::String(value), sequence: *sequence, deadline_ms: *deadline };
-            if !visit(at.hash, key, record) {
-                return;
-            }
-        }
-    }
-
-    pub(crate) fn next_slot(&self, from: u16) -> Option<Slot> {
-        let slot = Slot::new(from)?;
-        self.map.range((Locator { slot, hash: 0 }, Vec::new())..).next().map(|((at, _), _)| at.slot)
-    }
-
-    pub(crate) fn get(&self, key: &[u8], at: Locator) -> Option<Record<'_>> {
-        let (value, sequence, deadline) = self.map.get(&(at, key.to_vec()))?;
-        Some(Record { value: ValueRef::String(value), sequence: *sequence, deadline_ms: *deadline })
-    }
-
-    pub(crate) fn key_due(&self, at: Locator, deadline_ms: u64) -> Option<Vec<u8>> {
-        self.map
-            .range((at, Vec::new())..)
-            .take_while(|((found, _), _)| *found == at)
-            .find(|(_, (_, _, deadline))| *deadline == Some(deadline_ms))
-            .map(|((_, key), _)| key.clone())
-    }
-
-    /// Stores a key, new or not. Returns the deadline it had.
+    /// Stores a key, new or not. Returns the deadline of what was there.
     pub(crate) fn put(
         &mut self,
         key: &[u8],
         at: Locator,
         value: ValueRef<'_>,
         sequence: u64,
-        deadline: Option<u64>,
+        deadline_ms: Option<u64>,
     ) -> Option<u64> {
-        let ValueRef::String(value) = value;
-        self.used += KEY_CHARGE + (key.len() + value.len()) as u64;
-        self.expiring += usize::from(deadline.is_some());
-        let (old, _, old_deadline) =
-            self.map.insert((at, key.to_vec()), (value.to_vec(), sequence, deadline))?;
-        self.used -= KEY_CHARGE + (key.len() + old.len()) as u64;
-        self.expiring -= usize::from(old_deadline.is_some());
+        let record = record(value, sequence, deadline_ms);
+        let new = Totals::of(key, &record);
+        let hash = self.tables.hash;
+        let slot = self.tables.slot_mut(at.slot);
+        let (old, old_deadline) = slot.table.put(&hash, key, at.hash, record, |before| match before {
+            Some(before) => (Totals::of(key, &before), before.deadline_ms),
+            None => (Totals::default(), None),
+        });
+        self.account(at.slot, old, new);
+        self.move_deadline(at, old_deadline, deadline_ms);
         old_deadline
     }
 
-    pub(crate) fn remove(&mut self, key: &[u8], at: Locator, sequence: u64) -> Option<Option<u64>> {
-        let (old, _, deadline) = self.map.remove(&(at, key.to_vec()))?;
-        self.used -= KEY_CHARGE + (key.len() + old.len()) as u64;
-        self.expiring -= usize::from(deadline.is_some());
-        self.deleted.insert(at.slot, sequence);
-        Some(deadline)
+    /// Gives a key another deadline; false when it is not there.
+    pub(crate) fn set_deadline(
+        &mut self,
+        key: &[u8],
+        at: Locator,
+        sequence: u64,
+        deadline_ms: Option<u64>,
+    ) -> bool {
+        let Some(before) = self.tables.get(key, at) else { return false };
+        let old_deadline = before.deadline_ms;
+        let old = Totals::of(key, &before);
+        let new = Totals::of(key, &Record { deadline_ms, ..before });
+        let hash = self.tables.hash;
+        self.tables.slot_mut(at.slot).table.retime(&hash, key, at.hash, sequence, deadline_ms);
+        self.account(at.slot, old, new);
+        self.move_deadline(at, old_deadline, deadline_ms);
+        true
     }
 
-    pub(crate) fn flush(&mut self, sequence: u64) {
-        *self = Database { flushed: sequence, ..Database::default() };
+    /// Appends to a string, or makes it. The deadline stays. The caller has seen that the key is no other type.
+    pub(crate) fn append(&mut self, key: &[u8], at: Locator, more: &[u8], sequence: u64) {
+        let hash = self.tables.hash;
+        let Some(before) = self.tables.get(key, at) else {
+            self.put(key, at, ValueRef::String(more), sequence, None);
+            return;
+        };
+        let old = Totals::of(key, &before);
+        if self.tables.slot_mut(at.slot).table.append_big(&hash, key, at.hash, more, sequence) {
+            let new = Totals { bytes: old.bytes + more.len() as u64, ..old };
+            self.account(at.slot, old, new);
+            return;
+        }
+        let before = self.tables.get(key, at).expect("seen above");
+        let ValueRef::String(value) = before.value;
+        let deadline_ms = before.deadline_ms;
+        let value = [value, more].concat();
+        self.put(key, at, ValueRef::String(&value), sequence, deadline_ms);
+    }
+
+    /// Removes a key; false when it is not there.
+    pub(crate) fn remove(&mut self, key: &[u8], at: Locator, sequence: u64) -> bool {
+        let Some(before) = self.tables.get(key, at) else { return false };
+        let old_deadline = before.deadline_ms;
+        let old = Totals::of(key, &before);
+        let hash = self.tables.hash;
+        let slot = self.tables.slot_mut(at.slot);
+        slot.table.remove(&hash, key, at.hash);
+        slot.deleted = sequence;
+        self.account(at.slot, old, Totals::default());
+        self.move_deadline(at, old_deadline, None);
+        true
+    }
+
+    /// Removes all keys; what they leave goes to `garbage`.
+    pub(crate) fn flush(&mut self, sequence: u64, garbage: &mut Vec<Remains>) {
+        let pages = mem::replace(&mut self.tables.pages, vec![None; PAGES]);
+        garbage.extend(pages.into_iter().flatten().map(|page| Remains::Page { _page: page }));
+        garbage.push(Remains::Deadlines(mem::take(&mut self.deadlines)));
+        self.tables.totals = Totals::default();
+        self.tables.flushed = sequence;
+    }
+
+    fn account(&mut self, slot: Slot, old: Totals, new: Totals) {
+        let totals = &mut self.tables.totals;
+        totals.add(new);
+        totals.take(old);
+        let totals = &mut self.tables.slot_mut(slot).totals;
+        totals.add(new);
+        totals.take(old);
+    }
+
+    fn move_deadline(&mut self, at: Locator, from: Option<u64>, to: Option<u64>) {
+        if from == to {
+            return;
+        }
+        // Two keys of one slot may share hash and deadline; the element stays while one of them needs it.
+        if let Some(from) = from
+            && self.tables.key_due(at, from).is_none()
+        {
+            self.deadlines.remove(&(from, at));
+        }
+        if let Some(to) = to {
+            self.deadlines.insert((to, at));
+        }
+    }
+}
+
+impl Tables {
+    pub(crate) fn len(&self) -> usize {
+        self.totals.keys
+    }
+
+    pub(crate) fn expiring(&self) -> usize {
+        self.totals.expiring
+    }
+
+    pub(crate) fn used_memory(&self) -> u64 {
+        self.totals.bytes
+    }
+
+    pub(crate) fn flushed(&self) -> u64 {
+        self.flushed
+    }
+
+    /// Change sequence of the slot's last deletion.
+    pub(crate) fn slot_deleted(&self, slot: Slot) -> u64 {
+        self.slot(slot).map_or(0, |slot| slot.deleted)
+    }
+
+    pub(crate) fn count_in_slot(&self, slot: Slot) -> usize {
+        self.slot(slot).map_or(0, |slot| slot.totals.keys)
+    }
+
+    pub(crate) fn get(&self, key: &[u8], at: Locator) -> Option<Record<'_>> {
+        self.slot(at.slot)?.table.get(key, at.hash)
+    }
+
+    /// A key of this slot and hash with this deadline.
+    pub(crate) fn key_due(&self, at: Locator, deadline_ms: u64) -> Option<&[u8]> {
+        self.slot(at.slot)?.table.key_due(&self.hash, at.hash, deadline_ms)
+    }
+
+    /// Calls `visit` with hash, key and record of the keys of a slot, from a hash on, in hash order, until it
+    /// returns false.
+    pub(crate) fn visit_slot(
+        &self,
+        slot: Slot,
+        from: u64,
+        visit: &mut dyn FnMut(u64, &[u8], Record<'_>) -> bool,
+    ) {
+        if let Some(slot) = self.slot(slot) {
+            slot.table.visit(&self.hash, from, visit);
+        }
+    }
+
+    /// The first slot from number `from` on that has a key.
+    pub(crate) fn next_slot(&self, from: u16) -> Option<Slot> {
+        let mut number = from;
+        while let Some(slot) = Slot::new(number) {
+            match &self.pages[slot.index() / PAGE_SLOTS] {
+                None => number = (number / PAGE_SLOTS as u16 + 1) * PAGE_SLOTS as u16,
+                Some(page) if page.slots[slot.index() % PAGE_SLOTS].totals.keys == 0 => number += 1,
+                Some(_) => return Some(slot),
+            }
+        }
+        None
+    }
+
+    fn slot(&self, slot: Slot) -> Option<&SlotTable> {
+        Some(&self.pages[slot.index() / PAGE_SLOTS].as_deref()?.slots[slot.index() % PAGE_SLOTS])
+    }
+
+    fn slot_mut(&mut self, slot: Slot) -> &mut SlotTable {
+        let page = self.pages[slot.index() / PAGE_SLOTS]
+            .get_or_insert_with(|| Arc::new(Page { slots: std::array::from_fn(|_| SlotTable::default()) }));
+        &mut Arc::make_mut(page).slots[slot.index() % PAGE_SLOTS]
+    }
+}
+
+impl Remains {
+    /// Frees a bounded piece; what is left, if anything.
+    pub(crate) fn sweep(mut self) -> Option<Remains> {
+        const AT_ONCE: usize = 64;
+        match &mut self {
+            Remains::Page { .. } => None,
+            Remains::Deadlines(deadlines) => {
+                for _ in 0..AT_ONCE {
+                    deadlines.pop_first()?;
+                }
+                Some(self)
+            }
+        }
     }
 }

@@ -7,16 +7,12 @@
 
 use crate::{
     Reader, SLOTS, Slot, Writer, argv,
-    database::{Database, Locator, Record},
-    deadlines::Deadlines,
+    database::{Database, Locator, Remains, Tables},
     slot_of,
+    table::{Hash, Record},
     value::ValueRef,
 };
-use siphasher::sip::SipHasher13;
-use std::{
-    hash::Hasher,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a keyspace must know before its first command; the same on every replica of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,11 +27,20 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Keyspace {
     pub(crate) databases: Vec<Database>,
-    pub(crate) deadlines: Deadlines,
     pub(crate) sequence: u64,
     pub(crate) expired_keys: u64,
     pub(crate) reads: ReadCounters,
-    hash: SipHasher13,
+    pub(crate) garbage: Vec<Remains>,
+    hash: Hash,
+}
+
+/// The data of a keyspace at one moment. Making one copies a few pointers for each database; while it lives, the
+/// keyspace copies what it changes.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    databases: Vec<Tables>,
+    sequence: u64,
+    expired_keys: u64,
 }
 
 /// Counters since the keyspace began.
@@ -60,13 +65,14 @@ impl Keyspace {
     /// An empty keyspace.
     pub fn new(settings: Settings) -> Keyspace {
         assert!(settings.databases > 0, "a keyspace has at least one database");
+        let hash = Hash::new(&settings.hash_seed);
         Keyspace {
-            databases: (0..settings.databases).map(|_| Database::default()).collect(),
-            deadlines: Deadlines::default(),
+            databases: (0..settings.databases).map(|_| Database::new(hash)).collect(),
             sequence: 0,
             expired_keys: 0,
             reads: ReadCounters::default(),
-            hash: SipHasher13::new_with_key(&settings.hash_seed),
+            garbage: Vec::new(),
+            hash,
         }
     }
 
@@ -79,6 +85,7 @@ impl Keyspace {
 
     /// A writer for one command of an entry whose clock is `now_ms` and whose random seed is `seed`.
     pub fn writer(&mut self, db: u16, now_ms: u64, seed: u64) -> Writer<'_> {
+        self.sweep();
         Writer::new(self, db, now_ms, seed)
     }
 
@@ -88,23 +95,45 @@ impl Keyspace {
         let mut removed = 0;
         let sequence = self.sequence + 1;
         while removed < limit {
-            let Some(due) = self.deadlines.first().filter(|due| due.deadline_ms <= now_ms) else { break };
-            let key = self.databases[usize::from(due.db)]
-                .key_due(due.at(), due.deadline_ms)
-                .expect("the index of deadlines holds no key that is gone");
-            self.remove(due.db, &key, due.at(), sequence);
+            let Some((deadline_ms, db, at)) = self.next_due().filter(|due| due.0 <= now_ms) else { break };
+            let database = &mut self.databases[usize::from(db)];
+            let key = database.tables().key_due(at, deadline_ms).map(<[u8]>::to_vec);
+            let key = key.expect("the index of deadlines holds no key that is gone");
+            database.remove(&key, at, sequence);
             removed += 1;
         }
         if removed > 0 {
             self.sequence = sequence;
             self.expired_keys += removed as u64;
         }
+        self.sweep();
         removed
     }
 
     /// The earliest deadline of any key, in milliseconds since the epoch.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.deadlines.first().map(|due| due.deadline_ms)
+        self.next_due().map(|(deadline_ms, ..)| deadline_ms)
+    }
+
+    fn next_due(&self) -> Option<(u64, u16, Locator)> {
+        (0..self.databases())
+            .filter_map(|db| self.database(db).next_due().map(|(deadline_ms, at)| (deadline_ms, db, at)))
+            .min()
+    }
+
+    fn database(&self, db: u16) -> &Database {
+        &self.databases[usize::from(db)]
+    }
+
+    pub(crate) fn tables(&self, db: u16) -> &Tables {
+        self.database(db).tables()
+    }
+
+    /// Frees a piece of what FLUSHALL left, so that no single command pays for all of it.
+    fn sweep(&mut self) {
+        if let Some(garbage) = self.garbage.pop() {
+            self.garbage.extend(garbage.sweep());
+        }
     }
 
     /// Number of databases.
@@ -114,28 +143,28 @@ impl Keyspace {
 
     /// Number of keys in a database; keys that are due but not removed yet count.
     pub fn len(&self, db: u16) -> usize {
-        self.databases[usize::from(db)].len()
+        self.tables(db).len()
     }
 
     /// Whether no database holds a key.
     pub fn is_empty(&self) -> bool {
-        self.databases.iter().all(|database| database.len() == 0)
+        self.databases.iter().all(|database| database.tables().len() == 0)
     }
 
     /// Number of keys with a deadline in a database.
     pub fn expiring(&self, db: u16) -> usize {
-        self.databases[usize::from(db)].expiring()
+        self.tables(db).expiring()
     }
 
     /// Number of keys in one slot of a database.
     pub fn count_in_slot(&self, db: u16, slot: Slot) -> usize {
-        self.databases[usize::from(db)].count_in_slot(slot)
+        self.tables(db).count_in_slot(slot)
     }
 
     /// At most `limit` keys of one slot, in hash order.
     pub fn keys_in_slot(&self, db: u16, slot: Slot, limit: usize) -> Vec<Vec<u8>> {
         let mut keys = Vec::new();
-        self.databases[usize::from(db)].visit_slot(slot, 0, &mut |_, key, _| {
+        self.tables(db).visit_slot(slot, 0, &mut |_, key, _| {
             if keys.len() < limit {
                 keys.push(key.to_vec());
             }
@@ -151,7 +180,7 @@ impl Keyspace {
 
     /// Bytes that the data count for: keys, values and a fixed charge per key. Logical, so equal on all replicas.
     pub fn used_memory(&self) -> u64 {
-        self.databases.iter().map(Database::used_memory).sum()
+        self.databases.iter().map(|database| database.tables().used_memory()).sum()
     }
 
     /// Counters.
@@ -166,56 +195,65 @@ impl Keyspace {
     /// The whole state in canonical bytes: two keyspaces are equal exactly when their dumps are. For tests and
     /// for comparing replicas; it is no storage format.
     pub fn dump(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        argv::put_varint(&mut out, self.sequence);
-        argv::put_varint(&mut out, self.expired_keys);
-        argv::put_varint(&mut out, self.databases.len() as u64);
-        for database in &self.databases {
-            argv::put_varint(&mut out, database.flushed());
-            argv::put_varint(&mut out, database.used_memory());
-            argv::put_varint(&mut out, database.expiring() as u64);
-            for slot in (0..SLOTS).filter_map(Slot::new) {
-                dump_slot(database, slot, &mut out);
-            }
+        self.snapshot().dump()
+    }
+
+    /// The data as they are now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            databases: self.databases.iter().map(|database| database.tables().clone()).collect(),
+            sequence: self.sequence,
+            expired_keys: self.expired_keys,
         }
-        out
+    }
+
+    /// Takes what FLUSHALL and FLUSHDB left, if anything, to be dropped elsewhere. Who does not ask pays in pieces:
+    /// each writer frees a bounded one.
+    pub fn take_garbage(&mut self) -> Option<Garbage> {
+        (!self.garbage.is_empty()).then(|| Garbage { _remains: std::mem::take(&mut self.garbage) })
     }
 
     /// Where a key lies.
     pub(crate) fn locate(&self, key: &[u8]) -> Locator {
-        let mut hasher = self.hash;
-        hasher.write(key);
-        Locator { slot: slot_of(key), hash: hasher.finish() }
-    }
-
-    /// Removes a key. Returns whether it was there.
-    pub(crate) fn remove(&mut self, db: u16, key: &[u8], at: Locator, sequence: u64) -> bool {
-        let database = &mut self.databases[usize::from(db)];
-        let Some(deadline) = database.remove(key, at, sequence) else { return false };
-        if let Some(deadline) = deadline {
-            self.drop_deadline(db, at, deadline);
-        }
-        true
-    }
-
-    /// Takes a deadline out of the index, unless another key of the same slot, hash and deadline still needs it.
-    pub(crate) fn drop_deadline(&mut self, db: u16, at: Locator, deadline_ms: u64) {
-        if self.databases[usize::from(db)].key_due(at, deadline_ms).is_none() {
-            self.deadlines.remove(db, at, deadline_ms);
-        }
+        Locator { slot: slot_of(key), hash: self.hash.of(key) }
     }
 }
 
-fn dump_slot(database: &Database, slot: Slot, out: &mut Vec<u8>) {
-    let deleted = database.slot_deleted(slot);
-    let count = database.count_in_slot(slot);
+/// What FLUSHALL and FLUSHDB left behind. Dropping it takes time with the number of keys: drop it where nobody waits.
+#[derive(Debug)]
+pub struct Garbage {
+    _remains: Vec<Remains>,
+}
+
+impl Snapshot {
+    /// The same bytes as [`Keyspace::dump`] at the moment of the snapshot.
+    pub fn dump(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        argv::put_varint(&mut out, self.sequence);
+        argv::put_varint(&mut out, self.expired_keys);
+        argv::put_varint(&mut out, self.databases.len() as u64);
+        for tables in &self.databases {
+            argv::put_varint(&mut out, tables.flushed());
+            argv::put_varint(&mut out, tables.used_memory());
+            argv::put_varint(&mut out, tables.expiring() as u64);
+            for slot in (0..SLOTS).filter_map(Slot::new) {
+                dump_slot(tables, slot, &mut out);
+            }
+        }
+        out
+    }
+}
+
+fn dump_slot(tables: &Tables, slot: Slot, out: &mut Vec<u8>) {
+    let deleted = tables.slot_deleted(slot);
+    let count = tables.count_in_slot(slot);
     if deleted == 0 && count == 0 {
         return;
     }
     argv::put_varint(out, u64::from(slot.number()));
     argv::put_varint(out, deleted);
     argv::put_varint(out, count as u64);
-    database.visit_slot(slot, 0, &mut |_, key, record: Record<'_>| {
+    tables.visit_slot(slot, 0, &mut |_, key, record: Record<'_>| {
         argv::put_varint(out, key.len() as u64);
         out.extend_from_slice(key);
         argv::put_varint(out, record.sequence);

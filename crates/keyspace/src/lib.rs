@@ -7,7 +7,6 @@
 pub mod argv;
 pub mod command;
 mod database;
-mod deadlines;
 mod error;
 pub mod glob;
 pub mod introspect;
@@ -15,16 +14,17 @@ mod keyspace;
 mod reader;
 mod sink;
 mod slot;
+mod table;
 pub mod value;
 mod writer;
 
 pub use argv::{ArgVec, Args};
 pub use command::{Command, Flags, Keys, Run, lookup};
-pub use database::Record;
 pub use error::{Error, Outcome};
 pub use introspect::unknown_command;
-pub use keyspace::{Keyspace, Settings, Stats};
+pub use keyspace::{Garbage, Keyspace, Settings, Snapshot, Stats};
 pub use reader::Reader;
 pub use sink::{NullSink, Sink};
 pub use slot::{SLOTS, Slot, slot_of};
+pub use table::Record;
 pub use writer::{Key, Writer};

@@ -1,9 +1,6 @@
 //! What a reading command sees of the keyspace.
 
-use crate::{
-    Keyspace, Slot,
-    database::{Locator, Record},
-};
+use crate::{Keyspace, Slot, table::Record};
 use std::{cell::Cell, sync::atomic::Ordering};
 
 /// A view of one database for the reads of one command. It changes nothing.
@@ -58,17 +55,17 @@ impl<'a> Reader<'a> {
     /// The record of a key, not counted.
     pub fn peek(&self, key: &[u8]) -> Option<Record<'a>> {
         let at = self.keyspace.locate(key);
-        let record = self.keyspace.databases[usize::from(self.db)].get(key, at)?;
+        let record = self.keyspace.tables(self.db).get(key, at)?;
         self.is_there(&record).then_some(record)
     }
 
     /// The change sequence of a key: of its last change, or of its slot's last deletion when it is absent.
     pub fn sequence_of(&self, key: &[u8]) -> u64 {
-        let at: Locator = self.keyspace.locate(key);
-        let database = &self.keyspace.databases[usize::from(self.db)];
-        match database.get(key, at).filter(|record| self.is_there(record)) {
+        let at = self.keyspace.locate(key);
+        let tables = self.keyspace.tables(self.db);
+        match tables.get(key, at).filter(|record| self.is_there(record)) {
             Some(record) => record.sequence,
-            None => database.slot_deleted(at.slot).max(database.flushed()),
+            None => tables.slot_deleted(at.slot).max(tables.flushed()),
         }
     }
 
@@ -90,14 +87,14 @@ impl<'a> Reader<'a> {
         from: u64,
         visit: &mut dyn FnMut(u64, &[u8], Record<'_>) -> bool,
     ) {
-        self.keyspace.databases[usize::from(self.db)].visit_slot(slot, from, &mut |hash, key, record| {
+        self.keyspace.tables(self.db).visit_slot(slot, from, &mut |hash, key, record| {
             !self.is_there(&record) || visit(hash, key, record)
         });
     }
 
     /// The first slot from number `from` on that holds a key.
     pub(crate) fn next_slot(&self, from: u16) -> Option<Slot> {
-        self.keyspace.databases[usize::from(self.db)].next_slot(from)
+        self.keyspace.tables(self.db).next_slot(from)
     }
 
     fn is_there(&self, record: &Record<'_>) -> bool {

@@ -2,7 +2,8 @@
 
 use crate::{
     Keyspace,
-    database::{Locator, Record},
+    database::{Database, Locator},
+    table::Record,
     value::ValueRef,
 };
 use std::sync::atomic::Ordering;
@@ -56,13 +57,13 @@ impl<'a> Writer<'a> {
     /// The record of a key.
     pub fn get(&mut self, key: Key<'_>) -> Option<Record<'_>> {
         self.expire(key);
-        self.keyspace.databases[usize::from(self.db)].get(key.bytes, key.at)
+        self.keyspace.tables(self.db).get(key.bytes, key.at)
     }
 
     /// The record of a key, counted as a hit or a miss: for commands that also answer with the value.
     pub fn read(&mut self, key: Key<'_>) -> Option<Record<'_>> {
         self.expire(key);
-        let record = self.keyspace.databases[usize::from(self.db)].get(key.bytes, key.at);
+        let record = self.keyspace.tables(self.db).get(key.bytes, key.at);
         let reads = &self.keyspace.reads;
         if record.is_some() { &reads.hits } else { &reads.misses }.fetch_add(1, Ordering::Relaxed);
         record
@@ -81,76 +82,73 @@ impl<'a> Writer<'a> {
             return;
         }
         let sequence = self.advance();
-        let database = &mut self.keyspace.databases[usize::from(self.db)];
-        let old = database.put(key.bytes, key.at, value, sequence, deadline_ms);
-        self.move_deadline(key, old, deadline_ms);
+        let old_deadline = self.database().put(key.bytes, key.at, value, sequence, deadline_ms);
+        if old_deadline.is_some_and(|deadline| deadline <= self.now_ms) {
+            self.keyspace.expired_keys += 1;
+        }
     }
 
-    /// Appends bytes to a string, or makes it when the key is absent. The deadline stays.
+    /// Appends bytes to a string, or makes it when the key is absent. The deadline stays. The key holds no other
+    /// type: the caller has seen to that.
     pub fn append(&mut self, key: Key<'_>, more: &[u8]) {
-        let (mut value, deadline) = match self.get(key) {
-            Some(Record { value: ValueRef::String(value), deadline_ms, .. }) => (value.to_vec(), deadline_ms),
-            None => (Vec::new(), None),
-        };
-        value.extend_from_slice(more);
-        self.put(key, ValueRef::String(&value), deadline);
+        self.expire(key);
+        let sequence = self.advance();
+        self.database().append(key.bytes, key.at, more, sequence);
     }
 
     /// Sets or takes away the deadline of a key that is there; false when it is not. A deadline that the clock has
     /// reached means that the key is removed.
     pub fn set_deadline(&mut self, key: Key<'_>, deadline_ms: Option<u64>) -> bool {
-        let Some(record) = self.get(key) else { return false };
-        let ValueRef::String(value) = record.value;
-        let value = value.to_vec();
-        self.put(key, ValueRef::String(&value), deadline_ms);
-        true
+        if !self.contains(key) {
+            return false;
+        }
+        if deadline_ms.is_some_and(|deadline| deadline <= self.now_ms) {
+            return self.remove(key);
+        }
+        let sequence = self.advance();
+        self.database().set_deadline(key.bytes, key.at, sequence, deadline_ms)
     }
 
     /// Removes a key; false when it was not there.
     pub fn remove(&mut self, key: Key<'_>) -> bool {
-        if !self.contains(key) {
-            return false;
-        }
+        let Some(record) = self.keyspace.tables(self.db).get(key.bytes, key.at) else { return false };
+        let due = record.deadline_ms.is_some_and(|deadline| deadline <= self.now_ms);
         let sequence = self.advance();
-        self.keyspace.remove(self.db, key.bytes, key.at, sequence)
+        self.database().remove(key.bytes, key.at, sequence);
+        self.keyspace.expired_keys += u64::from(due);
+        !due
     }
 
     /// Removes all keys of the database.
     pub fn flush(&mut self) {
-        let sequence = self.advance();
-        self.keyspace.databases[usize::from(self.db)].flush(sequence);
-        self.keyspace.deadlines.forget_database(self.db);
+        self.flush_database(self.db);
     }
 
     /// Removes all keys of all databases.
     pub fn flush_all(&mut self) {
-        let sequence = self.advance();
-        for database in &mut self.keyspace.databases {
-            database.flush(sequence);
+        (0..self.keyspace.databases()).for_each(|db| self.flush_database(db));
+    }
+
+    fn flush_database(&mut self, db: u16) {
+        if self.keyspace.len(db) == 0 {
+            return;
         }
-        self.keyspace.deadlines.clear();
+        let sequence = self.advance();
+        let Keyspace { databases, garbage, .. } = &mut *self.keyspace;
+        databases[usize::from(db)].flush(sequence, garbage);
     }
 
     fn expire(&mut self, key: Key<'_>) {
-        let database = &self.keyspace.databases[usize::from(self.db)];
-        let Some(record) = database.get(key.bytes, key.at) else { return };
+        let Some(record) = self.keyspace.tables(self.db).get(key.bytes, key.at) else { return };
         if record.deadline_ms.is_some_and(|deadline| deadline <= self.now_ms) {
             let sequence = self.advance();
-            self.keyspace.remove(self.db, key.bytes, key.at, sequence);
+            self.database().remove(key.bytes, key.at, sequence);
             self.keyspace.expired_keys += 1;
         }
     }
 
-    fn move_deadline(&mut self, key: Key<'_>, from: Option<u64>, to: Option<u64>) {
-        if from == to {
-            return;
-        }
-        if let Some(from) = from {
-            self.keyspace.drop_deadline(self.db, key.at, from);
-        }
-        if let Some(to) = to {
-            self.keyspace.deadlines.insert(self.db, key.at, to);
-        }
+    fn database(&mut self) -> &mut Database {
+        &mut self.keyspace.databases[usize::from(self.db)]
     }
 
     fn advance(&mut self) -> u64 {

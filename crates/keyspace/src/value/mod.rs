@@ -1,6 +1,22 @@
 //! Values: what a key can hold. The data structures know nothing of commands, arguments or replies.
 
 use crate::Error;
+use triomphe::Arc;
+
+/// A big value. Clones share it; a change of one of two clones copies it first.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    /// A string of any bytes.
+    String(Arc<Vec<u8>>),
+}
+
+impl Value {
+    pub(crate) fn as_ref(&self) -> ValueRef<'_> {
+        match self {
+            Value::String(bytes) => ValueRef::String(bytes),
+        }
+    }
+}
 
 /// A value as a reader sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +30,13 @@ impl<'a> ValueRef<'a> {
     pub fn string(&self) -> Result<&'a [u8], Error> {
         match self {
             ValueRef::String(bytes) => Ok(bytes),
+        }
+    }
+
+    /// Bytes the value counts for in the accounting of memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        match self {
+            ValueRef::String(bytes) => bytes.len(),
         }
     }
 
