@@ -55,9 +55,9 @@ const HELP: &[&str] = &[
     "(no subcommand)",
     "    Return details about all Redis commands.",
     "COUNT",
-    "    Return the total number of commands in this server.",
+    "    Return the total number of commands in this Redis server.",
     "LIST",
-    "    Return a list of all commands in this server.",
+    "    Return a list of all commands in this Redis server.",
     "INFO [<command-name> ...]",
     "    Return details about multiple Redis commands.",
     "    If no command names are given, documentation details for all",
@@ -289,7 +289,8 @@ fn get_keys(args: Args<'_>, with_flags: bool, out: &mut dyn Sink) -> Outcome {
         if with_flags {
             out.array(2);
             out.bulk(&key);
-            statuses(row.access.iter().copied(), out);
+            let access = row.access_with.map_or(row.access, |access| access(args));
+            statuses(access.iter().copied(), out);
         } else {
             out.bulk(&key);
         }

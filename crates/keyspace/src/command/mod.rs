@@ -29,6 +29,8 @@ pub struct Command {
     pub keys: Keys,
     /// What it does with its keys, in the words of Redis's key specifications (`RO`, `access`, …).
     pub access: &'static [&'static str],
+    /// The same for given arguments, where these decide (`variable_flags`).
+    pub access_with: Option<fn(Args<'_>) -> &'static [&'static str]>,
     /// Note of the key specification, empty for none.
     pub key_notes: &'static str,
     /// Who runs it.
@@ -120,6 +122,7 @@ impl Command {
         flags: Flags::NONE,
         keys: Keys::None,
         access: &[],
+        access_with: None,
         key_notes: "",
         run: Run::Server,
         group: "",

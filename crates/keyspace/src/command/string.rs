@@ -38,6 +38,7 @@ const SET: Command = Command {
     flags: Flags::WRITE.and(Flags::DENYOOM),
     keys: Keys::Range { first: 1, last: 1, step: 1 },
     access: &["RW", "access", "update", "variable_flags"],
+    access_with: Some(set_access),
     key_notes: "RW and ACCESS due to the optional `GET` argument",
     run: Run::Write(set),
     group: "string",
@@ -109,6 +110,12 @@ fn set(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
         (false, false) => out.null(),
     }
     Ok(())
+}
+
+/// SET reads its key only with the option GET.
+fn set_access(args: Args<'_>) -> &'static [&'static str] {
+    let get = args.iter().skip(3).any(|option| option.eq_ignore_ascii_case(b"get"));
+    if get { &["RW", "access", "update"] } else { &["OW", "update"] }
 }
 
 /// The two commands that share the options of an expiry.
