@@ -1,1 +1,32 @@
-//! testkit
+//! What Kvorum's end-to-end tests and measurements are made of.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`binary`] | finds or builds the `kvorum` program under test |
+//! | [`cluster`] | real server processes in a temporary directory: start, kill, freeze, restart, wait |
+//! | [`resp`] | one connection that speaks RESP |
+//! | [`client`] | a cluster-aware client that says of every command: done, refused, or unknown |
+//! | [`workload`] | concurrent writers and register clients |
+//! | [`history`] | who asked what when, and what came back |
+//! | [`check`] | judges of what was recorded, each shown to catch the anomaly it is for |
+//! | [`random`] | a seeded generator, and the seed of a run |
+//! | [`wal`] | the frames of a write-ahead log, for tests that damage one |
+//!
+//! It depends on no crate of the product on purpose: hash slots, reply classes and the frames of the log are written
+//! down here a second time, from their descriptions, so that one misunderstanding cannot hide in both.
+
+pub mod binary;
+pub mod check;
+pub mod client;
+pub mod cluster;
+pub mod history;
+pub mod ports;
+pub mod random;
+pub mod resp;
+pub mod slots;
+pub mod wal;
+pub mod workload;
+
+pub use client::{Client, Outcome};
+pub use cluster::{Cluster, Shape};
+pub use resp::{Connection, Value};

@@ -1,0 +1,574 @@
+//! Real servers as processes of their own, in a temporary directory.
+//!
+//! A [`Cluster`] is laid out by `kvorum dev --prepare`, started server by server, and made a cluster by `kvorum
+//! cluster create`: what an operator would do. It only ever signals processes that it started, each by its own
+//! handle, and leaves none behind: they are killed when it is dropped, and they watch their parent. When the
+//! test fails it prints the end of each server's log.
+//!
+//! Waiting is always for a condition, with a limit, never for a time.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::process::{Pid, Signal};
+
+use crate::binary;
+use crate::client::{Client, SlotRange, cluster_slots};
+use crate::ports::PortBlock;
+use crate::resp::{Connection, Value};
+use crate::slots::{SLOTS, key_in};
+
+/// The most that anything here waits for, unless said otherwise.
+pub const LIMIT: Duration = Duration::from_secs(60);
+const PORTS_PER_SERVER: u16 = 100;
+const PEER_PORT: u16 = 98;
+const LOG_TAIL_LINES: usize = 40;
+
+/// What kind of cluster to start.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Number of servers.
+    pub servers: u16,
+    /// Number of shards.
+    pub shards: u16,
+    /// `cluster` or `standalone`.
+    pub mode: &'static str,
+    /// `quorum-fsync`, `quorum-memory` or `none`.
+    pub durability: &'static str,
+    /// Lines added to every server's configuration.
+    pub settings: Vec<String>,
+}
+
+impl Default for Shape {
+    /// Three servers, three shards, `quorum-fsync`: what `kvorum dev` makes.
+    fn default() -> Shape {
+        Shape { servers: 3, shards: 3, mode: "cluster", durability: "quorum-fsync", settings: Vec::new() }
+    }
+}
+
+impl Shape {
+    /// `servers` servers that look like one plain Redis.
+    pub fn standalone(servers: u16, durability: &'static str) -> Shape {
+        Shape { servers, shards: 1, mode: "standalone", durability, ..Shape::default() }
+    }
+}
+
+/// A running cluster. Servers have numbers from 1, shards from 0.
+#[derive(Debug)]
+pub struct Cluster {
+    shape: Shape,
+    program: PathBuf,
+    ports: PortBlock,
+    servers: Vec<Server>,
+    dir: Option<tempfile::TempDir>,
+}
+
+#[derive(Debug)]
+struct Server {
+    number: u16,
+    config: PathBuf,
+    process: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts a cluster with the program under test and waits until every shard serves.
+    ///
+    /// # Errors
+    /// When a step fails or takes longer than [`LIMIT`]; the servers' logs are printed then.
+    pub async fn start(shape: Shape) -> Result<Cluster> {
+        Cluster::start_program(binary::kvorum(), shape).await
+    }
+
+    /// As [`Cluster::start`], with another program.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub async fn start_program(program: &Path, shape: Shape) -> Result<Cluster> {
+        let mut cluster = Cluster::prepare(program, shape)?;
+        let started = cluster.bring_up().await;
+        if started.is_err() {
+            cluster.print_logs();
+        }
+        started.map(|()| cluster)
+    }
+
+    fn prepare(program: &Path, shape: Shape) -> Result<Cluster> {
+        let dir = tempfile::Builder::new().prefix("kvorum-test-").tempdir().context("making a directory")?;
+        let ports = PortBlock::take()?;
+        let mut cluster =
+            Cluster { shape, program: program.to_owned(), ports, servers: Vec::new(), dir: Some(dir) };
+        let data = cluster.dir().to_owned();
+        let base = cluster.ports.base();
+        let Shape { servers, shards, mode, durability, .. } = &cluster.shape;
+        let arguments = [
+            ("--servers", servers.to_string()),
+            ("--shards", shards.to_string()),
+            ("--base-port", base.to_string()),
+            ("--durability", (*durability).to_owned()),
+            ("--mode", (*mode).to_owned()),
+        ];
+        let mut prepare = Command::new(program);
+        prepare.args(["dev", "--prepare", "--data"]).arg(&data);
+        for (flag, value) in &arguments {
+            prepare.args([*flag, value]);
+        }
+        succeed(&mut prepare)?;
+        for number in 1..=cluster.shape.servers {
+            let config = data.join(format!("server-{number}")).join("kvorum.toml");
+            let mut text =
+                std::fs::read_to_string(&config).with_context(|| format!("{}", config.display()))?;
+            for line in &cluster.shape.settings {
+                text.push_str(line);
+                text.push('\n');
+            }
+            std::fs::write(&config, text)?;
+            cluster.servers.push(Server { number, config, process: None });
+        }
+        Ok(cluster)
+    }
+
+    async fn bring_up(&mut self) -> Result<()> {
+        for number in self.numbers() {
+            self.spawn(number)?;
+        }
+        let peers: Vec<String> = self.numbers().map(|n| self.peer_addr(n)).collect();
+        for (number, peer) in self.numbers().zip(&peers) {
+            self.wait(&format!("server {number} listens on {peer}"), async |cluster: &mut Cluster| {
+                cluster.check_running(number)?;
+                tokio::net::TcpStream::connect(peer).await.context("connecting")?;
+                Ok(())
+            })
+            .await?;
+        }
+        let mut create = Command::new(&self.program);
+        create.args(["cluster", "create", "--servers", &peers.join(",")]);
+        create.args(["--shards", &self.shape.shards.to_string()]);
+        create.args(["--durability", self.shape.durability, "--mode", self.shape.mode]);
+        succeed(&mut create)?;
+        self.ready().await
+    }
+
+    /// The numbers of all servers.
+    pub fn numbers(&self) -> std::ops::RangeInclusive<u16> {
+        1..=self.shape.servers
+    }
+
+    /// What it was started as.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The directory with a folder for each server.
+    pub fn dir(&self) -> &Path {
+        self.dir.as_ref().expect("the directory goes when the cluster goes").path()
+    }
+
+    /// The folder of a server: its configuration, log and data.
+    pub fn server_dir(&self, number: u16) -> PathBuf {
+        self.dir().join(format!("server-{number}"))
+    }
+
+    /// The first client port of a server.
+    pub fn base_port(&self, number: u16) -> u16 {
+        self.ports.base() + PORTS_PER_SERVER * (number - 1)
+    }
+
+    /// `host:port` of the peer port of a server.
+    pub fn peer_addr(&self, number: u16) -> String {
+        format!("127.0.0.1:{}", self.base_port(number) + PEER_PORT)
+    }
+
+    /// `host:port` where a server serves a shard.
+    pub fn addr(&self, number: u16, shard: u16) -> String {
+        format!("127.0.0.1:{}", self.base_port(number) + shard)
+    }
+
+    /// Every client address, of dead servers too.
+    pub fn addrs(&self) -> Vec<String> {
+        self.numbers()
+            .flat_map(|n| (0..self.shape.shards).map(move |s| (n, s)))
+            .map(|(n, s)| self.addr(n, s))
+            .collect()
+    }
+
+    /// The number of the server behind a client address.
+    ///
+    /// # Panics
+    /// When the address is none of ours.
+    pub fn server_of(&self, addr: &str) -> u16 {
+        let port: u16 = addr.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("host:port");
+        let number = port.checked_sub(self.ports.base()).map(|offset| 1 + offset / PORTS_PER_SERVER);
+        number.filter(|n| self.numbers().contains(n)).expect("an address of this cluster")
+    }
+
+    /// A client that may start at any server.
+    pub fn client(&self) -> Client {
+        Client::new(self.addrs())
+    }
+
+    /// A connection to a server's port of a shard.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn connect(&self, number: u16, shard: u16) -> Result<Connection> {
+        let addr = self.addr(number, shard);
+        Connection::open(&addr).await.with_context(|| format!("connecting to {addr}"))
+    }
+
+    /// Servers whose process we have not ended.
+    pub fn running(&self) -> Vec<u16> {
+        self.servers.iter().filter(|server| server.process.is_some()).map(|server| server.number).collect()
+    }
+
+    /// Process id of a running server.
+    pub fn pid(&self, number: u16) -> Option<u32> {
+        self.server(number).process.as_ref().map(Child::id)
+    }
+
+    /// Kills a server at once (SIGKILL) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self, number: u16) -> Result<()> {
+        self.kill_together(&[number])
+    }
+
+    /// Kills several servers at the same moment, then waits until they are gone.
+    ///
+    /// # Errors
+    /// When one of them does not run; the others are killed all the same.
+    pub fn kill_together(&mut self, numbers: &[u16]) -> Result<()> {
+        let signalled: Vec<Result<()>> = numbers.iter().map(|&n| self.signal(n, Signal::KILL)).collect();
+        for &number in numbers {
+            if let Some(mut process) = self.server_mut(number).process.take() {
+                process.wait().context("waiting for a killed server")?;
+            }
+        }
+        signalled.into_iter().collect()
+    }
+
+    /// Freezes a server (SIGSTOP): it keeps its sockets and does nothing.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&mut self, number: u16) -> Result<()> {
+        self.signal(number, Signal::STOP)
+    }
+
+    /// Lets a frozen server go on (SIGCONT).
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn thaw(&mut self, number: u16) -> Result<()> {
+        self.signal(number, Signal::CONT)
+    }
+
+    /// Stops a server in order (SIGTERM) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run, or is not gone after [`LIMIT`].
+    pub async fn stop(&mut self, number: u16) -> Result<ExitStatus> {
+        self.signal(number, Signal::TERM)?;
+        self.exit_of(number).await
+    }
+
+    /// Waits until a server's process ends by itself.
+    ///
+    /// # Errors
+    /// When it does not run, or is not gone after [`LIMIT`].
+    pub async fn exit_of(&mut self, number: u16) -> Result<ExitStatus> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let process = self.server_mut(number).process.as_mut();
+            let process = process.ok_or_else(|| anyhow!("server {number} does not run"))?;
+            if let Some(status) = process.try_wait()? {
+                self.server_mut(number).process = None;
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "server {number} still runs after {LIMIT:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Starts a server that does not run, and returns at once.
+    ///
+    /// # Errors
+    /// When it runs, or the program cannot be started.
+    pub fn spawn(&mut self, number: u16) -> Result<()> {
+        let log = self.open_log(number)?;
+        let program = self.program.clone();
+        let server = self.server_mut(number);
+        ensure!(server.process.is_none(), "server {number} runs already");
+        let mut command = Command::new(program);
+        command.arg("server").arg("--config").arg(&server.config);
+        command.arg("--exit-with-parent").arg(std::process::id().to_string());
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KVORUM_")) {
+            command.env_remove(name);
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        server.process = Some(command.spawn().with_context(|| format!("starting server {number}"))?);
+        Ok(())
+    }
+
+    /// Waits until every shard has a leader that serves, and every running server agrees on who that is.
+    ///
+    /// # Errors
+    /// After [`LIMIT`], with what was missing last.
+    pub async fn ready(&mut self) -> Result<()> {
+        self.wait("the cluster serves", async |cluster: &mut Cluster| {
+            for number in cluster.running() {
+                cluster.check_running(number)?;
+            }
+            for shard in 0..cluster.shape.shards {
+                let leader = cluster.leader(shard).await?;
+                let slots = cluster.slots_of(shard).await?;
+                let key = key_in("ready", 0, |slot| {
+                    slots.iter().any(|&(first, last)| (first..=last).contains(&slot))
+                });
+                let mut connection = Connection::open(&leader).await?;
+                let reply = connection.call_within(Duration::from_secs(2), &["GET", &key]).await?;
+                ensure!(reply.error().is_none(), "{leader} answers {reply}");
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until every replica of every shard runs, is connected, and has applied as much as its leader, as
+    /// `kvorum cluster status` says. Writes must have stopped.
+    ///
+    /// # Errors
+    /// After [`LIMIT`], with what was missing last.
+    pub async fn caught_up(&mut self) -> Result<()> {
+        self.wait("all replicas are level", async |cluster: &mut Cluster| {
+            let status = cluster.status()?;
+            let shards = status["shards"].as_array().context("status has no shards")?;
+            ensure!(shards.len() == usize::from(cluster.shape.shards), "{} shards", shards.len());
+            for shard in shards {
+                let replicas = shard["replicas"].as_array().context("a shard has no replicas")?;
+                let applied: Vec<Option<u64>> = replicas.iter().map(|r| r["applied"].as_u64()).collect();
+                let level = applied.iter().all(|a| a.is_some() && *a == applied[0]);
+                ensure!(level, "shard {}: applied {applied:?}", shard["id"]);
+                let roles: Vec<&str> = replicas.iter().filter_map(|r| r["role"].as_str()).collect();
+                ensure!(
+                    roles.iter().filter(|r| **r == "leader").count() == 1,
+                    "shard {}: {roles:?}",
+                    shard["id"]
+                );
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// `kvorum cluster status --json` of the first running server.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let number = *self.running().first().context("no server runs")?;
+        let mut status = Command::new(&self.program);
+        status.args(["cluster", "status", "--json", "--server", &self.peer_addr(number)]);
+        serde_json::from_str(&succeed(&mut status)?).context("cluster status printed no JSON")
+    }
+
+    /// `host:port` of the leader of a shard, when all running servers agree on it and it runs.
+    ///
+    /// # Errors
+    /// When they do not, or one does not answer.
+    pub async fn leader(&self, shard: u16) -> Result<String> {
+        let mut leaders = Vec::new();
+        for number in self.running() {
+            let mut connection = self.connect(number, shard).await?;
+            if self.shape.mode == "standalone" {
+                let info = connection.call_within(Duration::from_secs(5), &["INFO", "replication"]).await?;
+                if info.text().is_some_and(|text| text.contains("role:master")) {
+                    leaders.push(self.addr(number, 0));
+                }
+                continue;
+            }
+            let ranges = cluster_slots(&mut connection).await?;
+            let covered: u32 = ranges.iter().map(|r| u32::from(r.last) - u32::from(r.first) + 1).sum();
+            ensure!(covered == u32::from(SLOTS), "server {number} knows leaders of {covered} slots");
+            let range = ranges.iter().find(|range| self.shard_of(&range.leader) == shard);
+            leaders.push(range.with_context(|| format!("shard {shard} has no slots"))?.leader.clone());
+        }
+        let leader = leaders.first().with_context(|| format!("shard {shard} has no leader"))?.clone();
+        ensure!(leaders.iter().all(|l| *l == leader), "shard {shard}: the servers disagree: {leaders:?}");
+        ensure!(self.running().contains(&self.server_of(&leader)), "{leader} does not run");
+        Ok(leader)
+    }
+
+    /// The ranges of slots, as the first running server has them; one range of all in standalone mode.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn ranges(&self) -> Result<Vec<SlotRange>> {
+        if self.shape.mode == "standalone" {
+            let leader = self.leader(0).await?;
+            let followers = self.addrs().into_iter().filter(|addr| *addr != leader).collect();
+            return Ok(vec![SlotRange { first: 0, last: SLOTS - 1, leader, followers }]);
+        }
+        let number = *self.running().first().context("no server runs")?;
+        Ok(cluster_slots(&mut self.connect(number, 0).await?).await?)
+    }
+
+    /// The ranges of slots of a shard.
+    ///
+    /// # Errors
+    /// When no server answers.
+    pub async fn slots_of(&self, shard: u16) -> Result<Vec<(u16, u16)>> {
+        let ranges = self.ranges().await?;
+        Ok(ranges.iter().filter(|r| self.shard_of(&r.leader) == shard).map(|r| (r.first, r.last)).collect())
+    }
+
+    /// The shard behind a client address.
+    pub fn shard_of(&self, addr: &str) -> u16 {
+        let port: u16 = addr.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("host:port");
+        (port - self.ports.base()) % PORTS_PER_SERVER
+    }
+
+    /// Everything a server has logged so far.
+    pub fn log(&self, number: u16) -> String {
+        let bytes = std::fs::read(self.log_path(number)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Asks again and again until `condition` holds.
+    ///
+    /// # Errors
+    /// After [`LIMIT`], with the last reason why not.
+    pub async fn wait(
+        &mut self,
+        what: &str,
+        mut condition: impl AsyncFnMut(&mut Cluster) -> Result<()>,
+    ) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let asked = tokio::time::timeout(LIMIT, condition(self)).await;
+            let why = match asked {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(why)) => why,
+                Err(_) => anyhow!("no answer"),
+            };
+            if why.is::<Ended>() || Instant::now() >= deadline {
+                self.print_logs();
+                bail!("waiting until {what}: {why:#}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn check_running(&mut self, number: u16) -> Result<()> {
+        let ended = match self.server_mut(number).process.as_mut() {
+            Some(process) => process.try_wait()?,
+            None => bail!("server {number} does not run"),
+        };
+        match ended {
+            Some(status) => Err(anyhow::Error::new(Ended { number, status })),
+            None => Ok(()),
+        }
+    }
+
+    fn signal(&self, number: u16, signal: Signal) -> Result<()> {
+        // The handle has not been waited for, so the id is still this child's and nobody else's.
+        let pid = self.pid(number).and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        let pid = pid.with_context(|| format!("server {number} does not run"))?;
+        rustix::process::kill_process(pid, signal).with_context(|| format!("signalling server {number}"))
+    }
+
+    fn server(&self, number: u16) -> &Server {
+        &self.servers[usize::from(number) - 1]
+    }
+
+    fn server_mut(&mut self, number: u16) -> &mut Server {
+        &mut self.servers[usize::from(number) - 1]
+    }
+
+    fn log_path(&self, number: u16) -> PathBuf {
+        self.server_dir(number).join("log")
+    }
+
+    fn open_log(&self, number: u16) -> Result<File> {
+        let path = self.log_path(number);
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("{}", path.display()))
+    }
+
+    /// Prints the end of each server's log to standard error.
+    pub fn print_logs(&self) {
+        for server in &self.servers {
+            let log = self.log(server.number);
+            let lines: Vec<&str> = log.lines().collect();
+            let from = lines.len().saturating_sub(LOG_TAIL_LINES);
+            eprintln!(
+                "--- server {}: last {} of {} log lines",
+                server.number,
+                lines.len() - from,
+                lines.len()
+            );
+            lines[from..].iter().for_each(|line| eprintln!("    {line}"));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            if let Some(mut process) = server.process.take() {
+                // A frozen process dies of SIGKILL too.
+                let _ = process.kill();
+                let _ = process.wait();
+            }
+        }
+        if std::thread::panicking() {
+            self.print_logs();
+        }
+        if std::env::var_os("KVORUM_KEEP").is_some()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("kept {}", dir.keep().display());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Ended {
+    number: u16,
+    status: ExitStatus,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "server {} ended by itself: {}", self.number, self.status)
+    }
+}
+
+impl std::error::Error for Ended {}
+
+/// Runs a command to its end and returns what it printed.
+///
+/// # Errors
+/// When it fails, with what it said.
+pub fn succeed(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting {command:?}"))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?} failed ({}):\n{out}{err}", output.status);
+    Ok(out.into_owned())
+}
+
+/// `INFO` as pairs of field and value.
+///
+/// # Panics
+/// When the reply is no text.
+pub fn info_fields(reply: &Value) -> std::collections::BTreeMap<String, String> {
+    let text = reply.text().expect("INFO answers with text");
+    let fields = text.lines().filter_map(|line| line.trim_end().split_once(':'));
+    fields.map(|(field, value)| (field.to_owned(), value.to_owned())).collect()
+}
