@@ -12,7 +12,7 @@ pub fn command(args: Args<'_>, out: &mut dyn Sink) -> Outcome {
     };
     match sub.to_ascii_lowercase().as_slice() {
         b"count" => {
-            out.int(command::all().count() as i64);
+            out.count(command::all().count());
             Ok(())
         }
         b"info" => info_of(rest, out),

@@ -28,6 +28,10 @@ pub trait Sink {
     fn boolean(&mut self, value: bool);
     /// Text with a three-letter format (`txt`, `mkd`): a bulk string in RESP2.
     fn verbatim(&mut self, format: &str, text: &[u8]);
+    /// A number of things as an integer.
+    fn count(&mut self, count: usize) {
+        self.int(i64::try_from(count).unwrap_or(i64::MAX));
+    }
     /// `+OK`.
     fn ok(&mut self) {
         self.simple("OK");

@@ -1,5 +1,7 @@
 //! Properties of the keyspace under random histories, seen through its commands.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
 mod support;
 
 use kvorum_keyspace::{Slot, slot_of};
@@ -312,7 +314,8 @@ fn sequences_tell_changes_of_keys_there_and_gone() {
 
 #[test]
 fn one_slot_grows_to_many_keys_and_shrinks_to_none() {
-    const KEYS: usize = 120_000;
+    // Enough for a branch below a branch: more than 256 times 256, less what chance fills unevenly.
+    const KEYS: usize = 62_000;
     let mut bare = Bare::new();
     let key = |n: usize| format!("{{t}}{n}").into_bytes();
     for n in 0..KEYS {

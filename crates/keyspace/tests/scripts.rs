@@ -11,6 +11,8 @@
 //! @differs <why>               the next reply is not compared with Redis, for this reason
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
 mod support;
 
 use std::{fmt::Write, fs, path::Path, time::Duration};

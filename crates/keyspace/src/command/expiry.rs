@@ -39,7 +39,7 @@ impl Expiry {
     /// The deadline in milliseconds since the epoch, negative ones included (EXPIRE accepts the past).
     pub(super) fn deadline(self, time: &[u8], now_ms: u64, command: &str) -> Result<i64, Error> {
         let time = number::integer(time)?;
-        self.from_number(time, now_ms).ok_or_else(|| Error::invalid_expire_time(command))
+        self.of_number(time, now_ms).ok_or_else(|| Error::invalid_expire_time(command))
     }
 
     /// The deadline where the time must be positive (SET and its kin).
@@ -47,12 +47,12 @@ impl Expiry {
         let time = number::integer(time)?;
         Some(time)
             .filter(|time| *time > 0)
-            .and_then(|time| self.from_number(time, now_ms))
+            .and_then(|time| self.of_number(time, now_ms))
             .and_then(|deadline| u64::try_from(deadline).ok())
             .ok_or_else(|| Error::invalid_expire_time(command))
     }
 
-    fn from_number(self, time: i64, now_ms: u64) -> Option<i64> {
+    fn of_number(self, time: i64, now_ms: u64) -> Option<i64> {
         let time = if self.seconds { time.checked_mul(1000)? } else { time };
         if self.relative { time.checked_add_unsigned(now_ms) } else { Some(time) }
     }

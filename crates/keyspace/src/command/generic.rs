@@ -88,7 +88,7 @@ const EXISTS: Command = Command {
 
 fn exists(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
     let found = args[1..].iter().filter(|key| reader.get(key).is_some()).count();
-    out.int(found as i64);
+    out.count(found);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ const DBSIZE: Command = Command {
 };
 
 fn dbsize(reader: &Reader<'_>, _: Args<'_>, out: &mut dyn Sink) -> Outcome {
-    out.int(reader.len() as i64);
+    out.count(reader.len());
     Ok(())
 }
 

@@ -387,7 +387,7 @@ fn append(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcom
         return Err(STRING_TOO_LONG);
     }
     writer.append(key, args[2]);
-    out.int(len as i64);
+    out.count(len);
     Ok(())
 }
 
@@ -416,7 +416,7 @@ fn strlen(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
         Some(record) => record.value.string()?.len(),
         None => 0,
     };
-    out.int(len as i64);
+    out.count(len);
     Ok(())
 }
 

@@ -10,8 +10,8 @@ use std::{
 
 /// A redis-server of our own on a free port of the loopback interface; it goes when this is dropped.
 pub struct Redis {
-    process: Child,
     stream: BufReader<TcpStream>,
+    _process: Process,
     _dir: tempfile::TempDir,
 }
 
@@ -20,18 +20,18 @@ impl Redis {
     pub fn start() -> Redis {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let process = Command::new("redis-server")
+        let child = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
             .arg("--dir")
             .arg(dir.path())
             .stdout(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| {
+            .spawn();
+        let process = child.map(Process).unwrap_or_else(|error| {
                 panic!("redis-server, the oracle of these tests, does not start ({error}): apt-get install redis-server")
             });
         for _ in 0..200 {
             if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
-                let mut redis = Redis { process, stream: BufReader::new(stream), _dir: dir };
+                let mut redis = Redis { stream: BufReader::new(stream), _process: process, _dir: dir };
                 let version = redis.run(&[b"INFO", b"server"]).render();
                 assert!(version.contains("redis_version:7.0."), "the oracle is Redis 7.0: {version}");
                 return redis;
@@ -75,10 +75,12 @@ impl Redis {
     }
 }
 
-impl Drop for Redis {
+/// Ends with its owner: it holds nothing worth keeping.
+struct Process(Child);
+
+impl Drop for Process {
     fn drop(&mut self) {
-        // It holds nothing worth keeping.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
