@@ -1,0 +1,3 @@
+//! The server in front of the database: listeners, connections, sessions, RESP.
+
+mod resp;
