@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`binary`] | finds or builds the `kvorum` program under test |
 //! | [`cluster`] | real server processes in a temporary directory: start, kill, freeze, restart, wait |
+//! | [`playground`] | `kvorum dev` as a user runs it |
 //! | [`resp`] | one connection that speaks RESP |
 //! | [`client`] | a cluster-aware client that says of every command: done, refused, or unknown |
 //! | [`workload`] | concurrent writers and register clients |
@@ -20,6 +21,7 @@ pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod history;
+pub mod playground;
 pub mod ports;
 pub mod random;
 pub mod resp;

@@ -1,0 +1,87 @@
+//! A recorded history of registers, with deaths of leaders inside, is linearizable; and the judge that says so finds a
+//! stale read put into that same history.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kvorum_testkit::check::register::{Verdict, check, unknown_percent, with_a_stale_read};
+use kvorum_testkit::history::{Action, Ending, Operation, Recorder, save};
+use kvorum_testkit::random::Random;
+use kvorum_testkit::workload::registers;
+use kvorum_testkit::{Cluster, Shape, binary};
+
+const OPERATIONS: usize = 24_000;
+const KEYS: u64 = 400;
+const READ_PERCENT: u64 = 60;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registers_are_linearizable_while_leaders_die() -> Result<()> {
+    let (mut random, seed) = Random::for_run("linearizable");
+    let mut cluster = Cluster::start(Shape::default()).await?;
+    let recorder = Recorder::default();
+    let clients = (0..12).map(|_| cluster.client()).collect();
+    let work = tokio::spawn({
+        let (recorder, mut random) = (recorder.clone(), random.fork());
+        async move { registers(&recorder, clients, OPERATIONS, KEYS, READ_PERCENT, &mut random).await }
+    });
+
+    let mut kills = 0;
+    for part in [1, 3] {
+        reach(&recorder, OPERATIONS * part / 5).await;
+        let shard = random.below(3) as u16;
+        let victim = cluster.server_of(&cluster.leader(shard).await?);
+        cluster.kill(victim)?;
+        kills += 1;
+        eprintln!(
+            "linearizable: killed server {victim}, leader of shard {shard}, after {} operations",
+            recorder.len()
+        );
+        reach(&recorder, OPERATIONS * (part + 1) / 5).await;
+        cluster.spawn(victim)?;
+        cluster.ready().await?;
+    }
+    let still_running = recorder.len() < OPERATIONS;
+    work.await?;
+    let history = recorder.history();
+
+    let reads =
+        history.iter().filter(|o| o.action == Action::Read && matches!(o.ending, Ending::Ok(_))).count();
+    let unknown = unknown_percent(&history);
+    eprintln!(
+        "linearizable: {} operations, {reads} reads, {unknown:.3} % unknown, {kills} leader kills, seed {seed}",
+        history.len()
+    );
+    assert!(still_running, "the kills came after the operations: nothing was proved");
+    assert!(
+        history.len() >= 20_000 && 2 * reads >= history.len(),
+        "{} operations, {reads} reads",
+        history.len()
+    );
+    assert!(unknown <= 1.0, "{unknown} % unknown");
+
+    judge(&history, seed)?;
+    for _ in 0..10 {
+        let (stale, at) = with_a_stale_read(&history, &mut random).context("no read can be made stale")?;
+        assert!(matches!(check(&stale), Verdict::Violated { .. }), "the judge missed {:?}", stale[at]);
+    }
+    Ok(())
+}
+
+fn judge(history: &[Operation], seed: u64) -> Result<()> {
+    let verdict = check(history);
+    if verdict != Verdict::Linearizable {
+        let path = binary::target_dir().join(format!("histories/linearizable-{seed}.edn"));
+        save(history, &path)?;
+        panic!("{verdict:?}; the history is in {}", path.display());
+    }
+    Ok(())
+}
+
+async fn reach(recorder: &Recorder, operations: usize) {
+    let ended = tokio::time::timeout(Duration::from_secs(120), async {
+        while recorder.len() < operations {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    ended.await.expect("the operations make progress");
+}
