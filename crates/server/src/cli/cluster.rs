@@ -1,0 +1,463 @@
+//! `kvorum cluster`: create a cluster of running servers, and see how it is.
+//!
+//! Talks to the peer port of any server. What is shown is an [`Overview`], which is also the JSON of
+//! `cluster status --json`; its field names are for scripts and stay.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use anyhow::{Context, Result, ensure};
+use kvorum_cluster::{Durability, Mode};
+use kvorum_node::{AdminClient, ClusterStatus, CreateCluster, ShardStatus};
+use serde::Serialize;
+
+use crate::config::MAX_SHARDS;
+
+/// Replicas of a shard, as far as there are servers.
+const DEFAULT_REPLICAS: u16 = 3;
+
+/// The subcommands of `kvorum cluster`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Make a cluster of servers that run and belong to none yet
+    Create(CreateArgs),
+    /// Show servers, shards, leaders and how far the replicas are
+    Status(StatusArgs),
+}
+
+/// Arguments of `kvorum cluster create`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// The servers, each by host and peer port (its base port + 98)
+    #[arg(long, value_name = "HOST:PEERPORT,…", value_delimiter = ',', required = true)]
+    servers: Vec<String>,
+    /// Number of shards [default: 3, and 1 in standalone mode]
+    #[arg(long, value_name = "N")]
+    shards: Option<u16>,
+    /// Replicas of each shard, leader included [default: 3, or one per server when there are fewer]
+    #[arg(long, value_name = "N")]
+    replicas: Option<u16>,
+    /// When a write is acknowledged: a majority has it on disk (quorum-fsync) or in the kernel's memory
+    /// (quorum-memory); none is for one server only
+    #[arg(long, value_name = "quorum-fsync|quorum-memory|none", default_value = "quorum-fsync")]
+    durability: Durability,
+    /// What clients see: Redis Cluster (cluster), or one plain Redis of one shard (standalone)
+    #[arg(long, value_name = "cluster|standalone", default_value = "cluster")]
+    mode: Mode,
+}
+
+/// Arguments of `kvorum cluster status`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    /// A server of the cluster, by host and peer port
+    #[arg(long, value_name = "HOST:PEERPORT", default_value = "127.0.0.1:7198")]
+    server: String,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a new cluster shall be.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    /// `host:peerport` of each server.
+    pub(crate) servers: Vec<String>,
+    /// Number of shards.
+    pub(crate) shards: u16,
+    /// Replicas of each shard; `None` for up to three.
+    pub(crate) replicas: Option<u16>,
+    /// When a write counts as done.
+    pub(crate) durability: Durability,
+    /// What clients see.
+    pub(crate) mode: Mode,
+}
+
+/// A cluster as one of its servers sees it.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct Overview {
+    /// Identity of the cluster.
+    pub(crate) cluster_id: String,
+    /// `cluster` or `standalone`.
+    pub(crate) mode: String,
+    /// `quorum-fsync`, `quorum-memory` or `none`.
+    pub(crate) durability: String,
+    /// Version of the topology.
+    pub(crate) topology_version: u64,
+    /// The servers, by id.
+    pub(crate) servers: Vec<ServerRow>,
+    /// The shards, by id.
+    pub(crate) shards: Vec<ShardRow>,
+}
+
+/// A server of an [`Overview`].
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct ServerRow {
+    /// Number of the server, from 1.
+    pub(crate) id: u64,
+    /// Where it is reached.
+    pub(crate) host: String,
+    /// Its first client port.
+    pub(crate) base_port: u16,
+    /// Whether it answers.
+    pub(crate) up: bool,
+}
+
+/// A shard of an [`Overview`].
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct ShardRow {
+    /// Number of the shard, from 0.
+    pub(crate) id: u16,
+    /// Its slots, as `0-5460`, several ranges joined by commas.
+    pub(crate) slots: String,
+    /// The highest term that was heard of.
+    pub(crate) term: u64,
+    /// Its replicas.
+    pub(crate) replicas: Vec<ReplicaRow>,
+}
+
+/// A replica of a [`ShardRow`].
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct ReplicaRow {
+    /// Number of the replica.
+    pub(crate) id: u64,
+    /// `host:port` of its client port.
+    pub(crate) addr: String,
+    /// `leader`, `follower`, `candidate`, `learner`; `deposed` for a leader that does not know yet that it was
+    /// replaced; `failed` for a replica that stopped; `unreachable` when its server does not answer.
+    pub(crate) role: String,
+    /// Index of the last log entry it has applied.
+    pub(crate) applied: Option<u64>,
+    /// How many entries it is behind its leader.
+    pub(crate) lag: Option<u64>,
+    /// Why the replica stopped, if it did.
+    pub(crate) failed: Option<String>,
+}
+
+/// Runs a subcommand.
+pub(crate) fn run(command: Command) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
+    match command {
+        Command::Create(args) => {
+            let shape = Shape {
+                servers: args.servers,
+                shards: args.shards.unwrap_or(if args.mode == Mode::Standalone { 1 } else { 3 }),
+                replicas: args.replicas,
+                durability: args.durability,
+                mode: args.mode,
+            };
+            let id = runtime.block_on(create(&shape))?;
+            say(&format!(
+                "cluster {id} created: {} servers, {} shards; see `kvorum cluster status --server {}`\n",
+                shape.servers.len(),
+                shape.shards,
+                shape.servers[0]
+            ))
+        }
+        Command::Status(args) => {
+            let overview = runtime.block_on(overview(&args.server))?;
+            let text = if args.json {
+                serde_json::to_string_pretty(&overview).context("writing JSON")? + "\n"
+            } else {
+                table(&overview)
+            };
+            say(&text)
+        }
+    }
+}
+
+impl Shape {
+    fn check(&self) -> Result<()> {
+        for (i, server) in self.servers.iter().enumerate() {
+            let port = server
+                .rsplit_once(':')
+                .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok())?);
+            ensure!(port.is_some_and(|p| p > 0), "--servers: {server:?} is not HOST:PEERPORT");
+            ensure!(!self.servers[..i].contains(server), "--servers: {server} stands there twice");
+        }
+        ensure!(
+            (1..=MAX_SHARDS).contains(&self.shards),
+            "--shards {} is not in 1..={MAX_SHARDS}: a server has one client port a shard",
+            self.shards
+        );
+        ensure!(
+            self.mode == Mode::Cluster || self.shards == 1,
+            "--mode standalone has exactly one shard; leave --shards out, or use --mode cluster"
+        );
+        ensure!(
+            self.durability != Durability::None || self.servers.len() == 1,
+            "--durability none works with one server only: without a log on disk a restarted server would forget \
+             what it voted for"
+        );
+        if let Some(replicas) = self.replicas {
+            ensure!(replicas >= 1, "--replicas must be at least 1");
+            ensure!(
+                usize::from(replicas) <= self.servers.len(),
+                "--replicas {replicas} needs as many servers, but there are {}",
+                self.servers.len()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Overview {
+    /// Whether the server with this peer address answers.
+    pub(crate) fn is_up(&self, peer_addr: &str) -> bool {
+        let addr_of = |s: &ServerRow| format!("{}:{}", s.host, s.base_port + crate::config::PEER_PORT_OFFSET);
+        self.servers.iter().any(|s| s.up && addr_of(s) == peer_addr)
+    }
+}
+
+impl ShardRow {
+    /// `host:port` where the leader serves clients.
+    pub(crate) fn leader_addr(&self) -> Option<&str> {
+        self.replicas.iter().find(|r| r.role == "leader").map(|r| r.addr.as_str())
+    }
+
+    /// `host:port` of the other replicas.
+    pub(crate) fn follower_addrs(&self) -> Vec<&str> {
+        self.replicas.iter().filter(|r| r.role != "leader").map(|r| r.addr.as_str()).collect()
+    }
+
+    /// Whether the server with this base port has a replica.
+    pub(crate) fn is_on(&self, base_port: u16) -> bool {
+        let port = format!(":{}", base_port + self.id);
+        self.replicas.iter().any(|r| r.addr.ends_with(&port))
+    }
+}
+
+fn table(overview: &Overview) -> String {
+    let Overview { cluster_id, mode, durability, topology_version, servers, shards } = overview;
+    let mut text =
+        format!("cluster {cluster_id}: {mode} mode, {durability}, topology version {topology_version}\n\n");
+    let rows = servers.iter().map(|s| {
+        let state = if s.up { "up" } else { "down" };
+        [s.id.to_string(), format!("{}:{}", s.host, s.base_port), state.to_owned()].to_vec()
+    });
+    columns(&mut text, &["server", "address", "state"], rows.collect());
+    text.push('\n');
+    let number = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());
+    let mut rows = Vec::new();
+    for shard in shards {
+        for (i, replica) in shard.replicas.iter().enumerate() {
+            let first = |text: String| if i == 0 { text } else { String::new() };
+            rows.push(vec![
+                first(shard.id.to_string()),
+                first(shard.slots.clone()),
+                first(shard.term.to_string()),
+                replica.addr.clone(),
+                replica.role.clone(),
+                number(replica.applied),
+                number(replica.lag),
+            ]);
+        }
+    }
+    columns(&mut text, &["shard", "slots", "term", "replica", "role", "applied", "lag"], rows);
+    for shard in shards {
+        for replica in &shard.replicas {
+            if let Some(why) = &replica.failed {
+                let _ = write!(text, "\n{} of shard {} stopped: {why}\n", replica.addr, shard.id);
+            }
+        }
+    }
+    text
+}
+
+/// Lays rows out under their headings, every column as wide as its widest cell.
+fn columns(text: &mut String, headings: &[&str], rows: Vec<Vec<String>>) {
+    let widths: Vec<usize> = headings
+        .iter()
+        .enumerate()
+        .map(|(i, h)| rows.iter().map(|row| row[i].chars().count()).chain([h.len()]).max().unwrap_or(0))
+        .collect();
+    let headings = headings.iter().map(|h| (*h).to_owned()).collect();
+    for row in [headings].into_iter().chain(rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+}
+
+fn say(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("writing to standard output")
+}
+
+/// Whether the server at this peer address belongs to a cluster.
+pub(crate) async fn has_cluster(peer: &str) -> Result<bool> {
+    let description = AdminClient::connect(peer).await?.describe().await?;
+    Ok(description.cluster_id.is_some())
+}
+
+/// Creates a cluster and returns its id.
+pub(crate) async fn create(shape: &Shape) -> Result<String> {
+    shape.check()?;
+    let servers = u16::try_from(shape.servers.len()).context("that many servers")?;
+    let request = CreateCluster {
+        servers: shape.servers.clone(),
+        shards: shape.shards,
+        replicas: shape.replicas.unwrap_or(servers.min(DEFAULT_REPLICAS)),
+        mode: shape.mode,
+        durability: shape.durability,
+        // As in Redis: a cluster has one, a single server sixteen.
+        databases: if shape.mode == Mode::Cluster { 1 } else { 16 },
+    };
+    Ok(AdminClient::connect(&shape.servers[0]).await?.create_cluster(&request).await?)
+}
+
+/// The cluster as the server at this peer address sees it.
+pub(crate) async fn overview(peer: &str) -> Result<Overview> {
+    let status = AdminClient::connect(peer).await?.status().await?;
+    Ok(Overview::from(status))
+}
+
+/// The cluster as the first of these servers that answers sees it.
+pub(crate) async fn first_overview(peers: &[String]) -> Result<Overview> {
+    let mut last = None;
+    for peer in peers {
+        match overview(peer).await {
+            Ok(overview) => return Ok(overview),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("no server was named")))
+}
+
+impl From<ClusterStatus> for Overview {
+    fn from(status: ClusterStatus) -> Overview {
+        let servers: Vec<ServerRow> = status
+            .servers
+            .into_iter()
+            .map(|server| {
+                let host = server.peer.rsplit_once(':').map_or(server.peer.as_str(), |(host, _)| host);
+                ServerRow { id: server.id, host: host.to_owned(), base_port: server.base_port, up: server.up }
+            })
+            .collect();
+        let shards = status.shards.into_iter().map(|shard| shard_row(shard, &servers)).collect();
+        Overview {
+            cluster_id: status.cluster_id,
+            mode: status.mode.to_string(),
+            durability: status.durability.to_string(),
+            topology_version: status.topology_version,
+            servers,
+            shards,
+        }
+    }
+}
+
+fn shard_row(shard: ShardStatus, servers: &[ServerRow]) -> ShardRow {
+    // The leader's own word counts, and only while it is the one that was announced last.
+    let leader = shard.replicas.iter().find(|r| Some(r.replica) == shard.leader && r.role == "leader");
+    let (leader, committed) = (leader.map(|r| r.replica), leader.map(|r| r.committed));
+    let replicas = shard.replicas.iter().map(|replica| {
+        let answers = replica.role != "unreachable";
+        let role = match replica.role.as_str() {
+            _ if replica.failed.is_some() => "failed",
+            "leader" if Some(replica.replica) != leader => "deposed",
+            role => role,
+        };
+        let addr = match servers.iter().find(|server| server.id == replica.server) {
+            Some(server) => format!("{}:{}", server.host, server.base_port.saturating_add(shard.id)),
+            None => format!("server {}", replica.server),
+        };
+        ReplicaRow {
+            id: replica.replica,
+            addr,
+            role: role.to_owned(),
+            applied: answers.then_some(replica.applied),
+            lag: committed.filter(|_| answers).map(|committed| committed.saturating_sub(replica.applied)),
+            failed: replica.failed.clone(),
+        }
+    });
+    let replicas = replicas.collect();
+    ShardRow { id: shard.id, slots: shard.slots, term: shard.term, replicas }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvorum_node::ReplicaStatus;
+
+    fn replica(replica: u64, role: &str, applied: u64) -> ReplicaStatus {
+        ReplicaStatus {
+            shard: 1,
+            replica,
+            server: replica,
+            role: role.to_owned(),
+            term: 4,
+            last: applied,
+            committed: applied,
+            applied,
+            failed: None,
+        }
+    }
+
+    fn status() -> ClusterStatus {
+        let server = |id: u64, up| kvorum_node::ServerStatus {
+            id,
+            peer: format!("10.0.0.{id}:7198"),
+            base_port: 7100,
+            up,
+        };
+        ClusterStatus {
+            cluster_id: "c0ffee".to_owned(),
+            topology_version: 7,
+            mode: Mode::Cluster,
+            durability: Durability::QuorumFsync,
+            servers: vec![server(1, true), server(2, true), server(3, false)],
+            shards: vec![ShardStatus {
+                id: 1,
+                slots: "5461-10922".to_owned(),
+                leader: Some(2),
+                term: 4,
+                leader_address: Some("10.0.0.2:7101".to_owned()),
+                replicas: vec![
+                    replica(1, "follower", 95),
+                    replica(2, "leader", 100),
+                    replica(3, "unreachable", 0),
+                ],
+            }],
+        }
+    }
+
+    #[test]
+    fn the_table_shows_servers_and_replicas_with_their_lag() {
+        assert_eq!(
+            table(&Overview::from(status())),
+            "\
+cluster c0ffee: cluster mode, quorum-fsync, topology version 7
+
+server  address        state
+1       10.0.0.1:7100  up
+2       10.0.0.2:7100  up
+3       10.0.0.3:7100  down
+
+shard  slots       term  replica        role         applied  lag
+1      5461-10922  4     10.0.0.1:7101  follower     95       5
+                         10.0.0.2:7101  leader       100      0
+                         10.0.0.3:7101  unreachable  -        -
+"
+        );
+    }
+
+    #[test]
+    fn a_leader_that_was_replaced_is_not_shown_as_leader() {
+        let mut status = status();
+        status.shards[0].replicas[0].role = "leader".to_owned();
+        let overview = Overview::from(status);
+        assert_eq!(overview.shards[0].leader_addr(), Some("10.0.0.2:7101"));
+        assert_eq!(overview.shards[0].replicas[0].role, "deposed");
+    }
+
+    #[test]
+    fn a_stopped_replica_shows_why() {
+        let mut status = status();
+        status.shards[0].replicas[0].failed = Some("log write failed".to_owned());
+        let text = table(&Overview::from(status));
+        assert!(text.contains("failed"), "{text}");
+        assert!(text.ends_with("\n10.0.0.1:7101 of shard 1 stopped: log write failed\n"), "{text}");
+    }
+}

@@ -1,0 +1,441 @@
+//! The configuration of one server: a TOML file, overridden by the environment, overridden by flags.
+//!
+//! [`Config`] is what the rest of the program sees: every setting present and checked once, here. A setting is
+//! written down in one place (the table below) and is called `base-port` in the file, `KVORUM_BASE_PORT` in the
+//! environment and `--base-port` on the command line. Errors name the setting as the user wrote it, and for a
+//! file also the line.
+//!
+//! Left out on purpose: whatever the cluster decides for all its servers (durability, mode, shards, slots). That
+//! is held by the cluster itself, so that two servers can never disagree about it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+/// The peer port of a server stands this far above its base port.
+pub(crate) const PEER_PORT_OFFSET: u16 = 98;
+/// The HTTP port of a server stands this far above its base port.
+pub(crate) const HTTP_PORT_OFFSET: u16 = 99;
+/// Client ports run from the base port upwards, one per shard, and end below the peer port.
+pub(crate) const MAX_SHARDS: u16 = PEER_PORT_OFFSET;
+
+/// Writes each setting once, and makes of the list [`Config`], its defaults, and [`Settings`], the same with
+/// every field optional: what one file, one environment or one command line says.
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr,)*) => {
+        /// The whole configuration of one server, checked.
+        #[derive(Clone, PartialEq, Debug)]
+        pub(crate) struct Config { $($(#[$doc])* pub(crate) $name: $type,)* }
+
+        /// The settings that one source gives; the others are `None`.
+        #[derive(Clone, PartialEq, Debug, Default, Deserialize, clap::Args)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+        #[command(next_help_heading = "Settings (also in the file, and as KVORUM_<NAME> in the environment)")]
+        pub(crate) struct Settings { $($(#[$doc])* #[arg(long)] pub(crate) $name: Option<$type>,)* }
+
+        impl Settings {
+            /// These settings, and those of `below` where these say nothing.
+            fn over(self, below: Settings) -> Settings {
+                Settings { $($name: self.$name.or(below.$name),)* }
+            }
+
+            /// What the environment says. Variables that name no setting are left alone: service discovery
+            /// of container platforms makes variables with our prefix too.
+            fn from_env(env: &dyn Fn(&str) -> Option<String>) -> Result<Settings, ConfigError> {
+                Ok(Settings { $($name: from_variable(env, stringify!($name))?,)* })
+            }
+
+            fn or_default(self) -> Config {
+                Config { $($name: self.$name.unwrap_or_else(|| $default),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Host name or address under which clients and the other servers reach this server [default: 127.0.0.1]
+    announce_host: String = "127.0.0.1".to_owned(),
+    /// Address to listen on, for all ports [default: 127.0.0.1]
+    bind: IpAddr = Ipv4Addr::LOCALHOST.into(),
+    /// First client port: shard n is served on base-port + n, peers on + 98, HTTP on + 99 [default: 7100]
+    base_port: u16 = 7100,
+    /// Directory of the data; in the file relative to the file's folder, which is also the default
+    dir: PathBuf = PathBuf::new(),
+    /// How a leader makes sure that a read is current: `lease` (no round trip) or `quorum` (one per batch of
+    /// reads) [default: lease]
+    read_mode: ReadMode = ReadMode::Lease,
+    /// Time between two heartbeats of a leader, in milliseconds [default: 100]
+    heartbeat_ms: u64 = 100,
+    /// A follower that heard no leader for at least this long may call an election [default: 300]
+    election_timeout_min_ms: u64 = 300,
+    /// … and for at most this long; also the length of a leader's lease [default: 600]
+    election_timeout_max_ms: u64 = 600,
+    /// A write that no majority confirmed for this long is answered with -UNKNOWN, in milliseconds
+    /// [default: 5000]
+    write_timeout_ms: u64 = 5000,
+    /// How long a client may be held while its shard elects a leader, in milliseconds, before it gets
+    /// CLUSTERDOWN [default: 5000]
+    failover_hold_ms: u64 = 5000,
+    /// A follower that has not heard from its leader for longer than this answers reads with MASTERDOWN, also
+    /// after READONLY, in milliseconds [default: 10000]
+    stale_read_limit_ms: u64 = 10_000,
+    /// Most client connections of one port at a time [default: 10000]
+    maxclients: u32 = 10_000,
+    /// Close a client connection that was idle for this many seconds; 0 for never [default: 0]
+    timeout: u64 = 0,
+    /// Threads that serve clients; 0 for one per CPU [default: 0]
+    client_threads: u16 = 0,
+    /// Threads that run replication, apart from those of the clients; 0 for one per two CPUs, at least two
+    /// [default: 0]
+    raft_threads: u16 = 0,
+    /// How log lines look: `human` or `json` [default: human]
+    log_format: LogFormat = LogFormat::Human,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,kvorum_raft=debug`
+    /// [default: info]
+    log_level: String = "info".to_owned(),
+}
+
+/// How a leader makes sure that a read is current.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ReadMode {
+    /// By a lease that the followers' heartbeat replies prolong.
+    Lease,
+    /// By asking a majority, once per batch of reads.
+    Quorum,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    /// One line of text for people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for ReadMode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<ReadMode, String> {
+        variant(text)
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+    fn from_str(text: &str) -> Result<LogFormat, String> {
+        variant(text)
+    }
+}
+
+fn variant<T: ValueEnum>(text: &str) -> Result<T, String> {
+    T::from_str(text, false).map_err(|_| {
+        let names: Vec<String> = T::value_variants()
+            .iter()
+            .filter_map(|v| Some(format!("`{}`", v.to_possible_value()?.get_name())))
+            .collect();
+        format!("expected {}", names.join(" or "))
+    })
+}
+
+/// What is wrong with a configuration, in words that name the place and the setting.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// The configuration that `file`, then `env` (a look-up of environment variables), then `flags` give.
+    pub(crate) fn load(
+        file: Option<&Path>,
+        env: &dyn Fn(&str) -> Option<String>,
+        flags: Settings,
+    ) -> Result<Config, ConfigError> {
+        let from_file = match file {
+            Some(path) => read_file(path)?,
+            None => Settings::default(),
+        };
+        flags.over(Settings::from_env(env)?).over(from_file).or_default().checked()
+    }
+
+    /// The port on which the other servers and the administration client reach this server.
+    pub(crate) fn peer_port(&self) -> u16 {
+        self.base_port + PEER_PORT_OFFSET
+    }
+
+    /// The port kept for HTTP.
+    pub(crate) fn http_port(&self) -> u16 {
+        self.base_port + HTTP_PORT_OFFSET
+    }
+
+    /// Checks every setting for itself and against the others.
+    fn checked(self) -> Result<Config, ConfigError> {
+        let refuse = |key: &str, why: String| Err(ConfigError(format!("{key}: {why}")));
+        let host = &self.announce_host;
+        if host.is_empty()
+            || host.len() > 253
+            || host.contains(|c: char| c.is_whitespace() || ",@/\"".contains(c))
+        {
+            return refuse("announce-host", format!("{host:?} is no host name and no address"));
+        }
+        if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+            return refuse(
+                "announce-host",
+                format!("{host} means \"any address\"; others cannot connect to it"),
+            );
+        }
+        let highest = u16::MAX - HTTP_PORT_OFFSET;
+        if self.base_port == 0 || self.base_port > highest {
+            return refuse("base-port", format!("{} is not in 1..={highest}", self.base_port));
+        }
+        if self.dir.as_os_str().is_empty() {
+            return refuse("dir", "without a configuration file the data directory must be named".to_owned());
+        }
+        if !(10..=10_000).contains(&self.heartbeat_ms) {
+            return refuse("heartbeat-ms", format!("{} is not in 10..=10000", self.heartbeat_ms));
+        }
+        let least = 2 * self.heartbeat_ms;
+        if self.election_timeout_min_ms < least || self.election_timeout_min_ms > 60_000 {
+            let why = format!(
+                "{} is not in {least}..=60000 (at least two heartbeats)",
+                self.election_timeout_min_ms
+            );
+            return refuse("election-timeout-min-ms", why);
+        }
+        if self.election_timeout_max_ms <= self.election_timeout_min_ms
+            || self.election_timeout_max_ms > 120_000
+        {
+            let why = format!(
+                "{} is not above election-timeout-min-ms ({}) and at most 120000",
+                self.election_timeout_max_ms, self.election_timeout_min_ms
+            );
+            return refuse("election-timeout-max-ms", why);
+        }
+        if !(100..=600_000).contains(&self.write_timeout_ms) {
+            return refuse("write-timeout-ms", format!("{} is not in 100..=600000", self.write_timeout_ms));
+        }
+        if self.failover_hold_ms > 600_000 {
+            return refuse("failover-hold-ms", format!("{} is above 600000", self.failover_hold_ms));
+        }
+        if self.stale_read_limit_ms < self.election_timeout_max_ms {
+            let why = format!(
+                "{} is below election-timeout-max-ms ({}): every failover would stop stale reads",
+                self.stale_read_limit_ms, self.election_timeout_max_ms
+            );
+            return refuse("stale-read-limit-ms", why);
+        }
+        if self.maxclients == 0 {
+            return refuse("maxclients", "must be at least 1".to_owned());
+        }
+        for (key, threads) in [("client-threads", self.client_threads), ("raft-threads", self.raft_threads)] {
+            if threads > 1024 {
+                return refuse(key, format!("{threads} is above 1024"));
+            }
+        }
+        if let Err(why) = log_filter(&self.log_level) {
+            return refuse("log-level", why);
+        }
+        Ok(self)
+    }
+}
+
+/// The filter that `log-level` means. A plain level is for our own lines; from libraries only warnings come.
+pub(crate) fn log_filter(level: &str) -> Result<tracing_subscriber::EnvFilter, String> {
+    const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+    let directives = match level {
+        "error" => "error".to_owned(),
+        plain if LEVELS.contains(&plain) => format!("warn,kvorum={plain}"),
+        filter if filter.trim().is_empty() => return Err(format!("expected one of {}", LEVELS.join(", "))),
+        filter => filter.to_owned(),
+    };
+    tracing_subscriber::EnvFilter::try_new(directives)
+        .map_err(|e| format!("{level:?}: {e}; expected one of {}, or a filter", LEVELS.join(", ")))
+}
+
+fn from_variable<T>(env: &dyn Fn(&str) -> Option<String>, field: &str) -> Result<Option<T>, ConfigError>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let name = format!("KVORUM_{}", field.to_ascii_uppercase());
+    match env(&name) {
+        Some(text) => match text.parse() {
+            Ok(value) => Ok(Some(value)),
+            Err(e) => Err(ConfigError(format!("{name}={text:?}: {e}"))),
+        },
+        None => Ok(None),
+    }
+}
+
+/// Reads the settings of a file and makes its paths relative to the file's folder.
+fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+    let mut settings =
+        parse(&text).map_err(|ConfigError(e)| ConfigError(format!("{}:{e}", path.display())))?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    settings.dir = Some(match settings.dir {
+        Some(dir) => folder.join(dir),
+        None => folder.to_owned(),
+    });
+    Ok(settings)
+}
+
+/// Parses TOML; an error reads `<line>: <key>: <what>`.
+fn parse(text: &str) -> Result<Settings, ConfigError> {
+    toml::from_str(text).map_err(|e| {
+        let message = e.message().replace("unknown field", "unknown setting").replace('\n', "; ");
+        let start = e.span().map_or(0, |span| span.start.min(text.len()));
+        let line = text.as_bytes()[..start].iter().filter(|&&b| b == b'\n').count();
+        let key = text.lines().nth(line).and_then(|l| l.split_once('=')).map(|(key, _)| key.trim());
+        match key {
+            Some(key) if !message.contains(key) => ConfigError(format!("{}: {key}: {message}", line + 1)),
+            _ => ConfigError(format!("{}: {message}", line + 1)),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn no_env(_: &str) -> Option<String> {
+        None
+    }
+
+    fn in_file(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kvorum.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(Some(&path), &no_env, Settings::default())
+            .map_err(|e| e.to_string().replace(&dir.path().display().to_string(), "DIR"))
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_documented_defaults() {
+        let config = in_file("").unwrap();
+        assert_eq!((config.base_port, config.peer_port(), config.http_port()), (7100, 7198, 7199));
+        assert_eq!(config.read_mode, ReadMode::Lease);
+        let timing = (config.heartbeat_ms, config.election_timeout_min_ms, config.election_timeout_max_ms);
+        assert_eq!(timing, (100, 300, 600));
+    }
+
+    #[test]
+    fn the_documented_default_is_the_one_in_force() {
+        let command = <Settings as clap::Args>::augment_args(clap::Command::new("server"));
+        let shown = format!("{:?}", in_file("").unwrap());
+        for arg in command.get_arguments().filter(|a| a.get_id() != "dir") {
+            let help = arg.get_help().unwrap().to_string();
+            let (_, default) =
+                help.rsplit_once("[default: ").unwrap_or_else(|| panic!("{}: {help}", arg.get_id()));
+            let default = default.trim_end_matches(']');
+            let field = format!("{}: ", arg.get_id());
+            let (_, value) = shown.split_once(&field).unwrap();
+            assert!(
+                value.to_lowercase().trim_start_matches('"').starts_with(default),
+                "{field}{default} but {value}"
+            );
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kvorum.toml");
+        std::fs::write(&path, "base-port = 1000\nmaxclients = 7\ntimeout = 3\n").unwrap();
+        let env = |name: &str| match name {
+            "KVORUM_BASE_PORT" => Some("2000".to_owned()),
+            "KVORUM_MAXCLIENTS" => Some("8".to_owned()),
+            _ => None,
+        };
+        let flags = Settings { base_port: Some(3000), ..Settings::default() };
+        let config = Config::load(Some(&path), &env, flags).unwrap();
+        assert_eq!((config.base_port, config.maxclients, config.timeout), (3000, 8, 3));
+    }
+
+    #[test]
+    fn paths_in_the_file_are_relative_to_its_folder() {
+        assert!(in_file("").unwrap().dir.is_absolute());
+        assert!(in_file("dir = \"data\"").unwrap().dir.ends_with("data"));
+        assert_eq!(in_file("dir = \"/srv/kvorum\"").unwrap().dir, Path::new("/srv/kvorum"));
+        let none = Config::load(None, &no_env, Settings::default()).unwrap_err();
+        assert_eq!(none.to_string(), "dir: without a configuration file the data directory must be named");
+    }
+
+    #[test]
+    fn an_unknown_setting_is_an_error_with_its_line() {
+        let error = in_file("# ports\nbase-port = 7100\nbase-prot = 7200\n").unwrap_err();
+        assert!(
+            error.starts_with("DIR/kvorum.toml:3: unknown setting `base-prot`, expected one of"),
+            "{error}"
+        );
+        assert!(error.contains("`base-port`"), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_names_line_and_setting() {
+        let error = in_file("\nread-mode = \"leas\"\n").unwrap_err();
+        assert_eq!(
+            error,
+            "DIR/kvorum.toml:2: read-mode: unknown variant `leas`, expected `lease` or `quorum`"
+        );
+        let error = in_file("base-port = 70000\n").unwrap_err();
+        assert!(error.starts_with("DIR/kvorum.toml:1: base-port: invalid value: integer `70000`"), "{error}");
+        let error = in_file("bind = \"localhos\"\n").unwrap_err();
+        assert!(error.starts_with("DIR/kvorum.toml:1: bind: "), "{error}");
+    }
+
+    #[test]
+    fn text_that_is_no_toml_names_the_line() {
+        let error = in_file("base-port = 7100\nbind 127.0.0.1\n").unwrap_err();
+        assert!(error.starts_with("DIR/kvorum.toml:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_bad_environment_variable_is_named() {
+        let env = |name: &str| (name == "KVORUM_READ_MODE").then(|| "fast".to_owned());
+        let error = Config::load(None, &env, Settings::default()).unwrap_err();
+        assert_eq!(error.to_string(), "KVORUM_READ_MODE=\"fast\": expected `lease` or `quorum`");
+        let env = |name: &str| (name == "KVORUM_BASE_PORT").then(|| "x".to_owned());
+        let error = Config::load(None, &env, Settings::default()).unwrap_err();
+        assert_eq!(error.to_string(), "KVORUM_BASE_PORT=\"x\": invalid digit found in string");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_by_name() {
+        for (text, start) in [
+            ("announce-host = \"\"", "announce-host: "),
+            ("announce-host = \"a b\"", "announce-host: "),
+            ("announce-host = \"0.0.0.0\"", "announce-host: 0.0.0.0 means"),
+            ("announce-host = \"::\"", "announce-host: :: means"),
+            ("base-port = 0", "base-port: 0 is not in 1..=65436"),
+            ("base-port = 65437", "base-port: 65437 is not in"),
+            ("heartbeat-ms = 9", "heartbeat-ms: 9 is not in 10..=10000"),
+            ("election-timeout-min-ms = 199", "election-timeout-min-ms: 199 is not in 200..=60000"),
+            ("election-timeout-max-ms = 300", "election-timeout-max-ms: 300 is not above"),
+            ("write-timeout-ms = 99", "write-timeout-ms: 99 is not in"),
+            ("failover-hold-ms = 600001", "failover-hold-ms: 600001 is above"),
+            ("stale-read-limit-ms = 599", "stale-read-limit-ms: 599 is below election-timeout-max-ms (600)"),
+            ("maxclients = 0", "maxclients: must be at least 1"),
+            ("client-threads = 2000", "client-threads: 2000 is above 1024"),
+            ("raft-threads = 2000", "raft-threads: 2000 is above 1024"),
+            ("log-level = \"\"", "log-level: expected one of error, warn"),
+            ("log-level = \"kvorum=loud\"", "log-level: \"kvorum=loud\": "),
+        ] {
+            let error = in_file(text).unwrap_err();
+            assert!(error.starts_with(start), "{text}: {error}");
+        }
+    }
+}
