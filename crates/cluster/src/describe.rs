@@ -23,8 +23,7 @@ pub fn nodes(view: &View, me: ReplicaId, pong_recv_ms: u64) -> String {
 
 /// CLUSTER REPLICAS: the lines of CLUSTER NODES for the replicas of the master `of` (as the client sent it).
 pub fn replicas(view: &View, of: &[u8], me: ReplicaId, pong_recv_ms: u64, out: &mut dyn Sink) -> Outcome {
-    let named =
-        NodeId::parse(of).ok().and_then(|id| view.topology.replica_by_node_id(id));
+    let named = NodeId::parse(of).ok().and_then(|id| view.topology.replica_by_node_id(id));
     let Some((shard, replica)) = named else {
         return Err(Error::one_line(format!("ERR Unknown node {}", String::from_utf8_lossy(of))));
     };

@@ -1,0 +1,191 @@
+use crate::support::{create, created};
+use kvorum_cluster::{
+    Create, Durability, MetaCommand, MetaError, MetaFault, MetaMachine, MetaRefusal, Mode, ServerId,
+    TopologyError,
+};
+use proptest::prelude::*;
+
+fn refusal(meta: &mut MetaMachine, command: MetaCommand) -> MetaRefusal {
+    let (index, before) = (meta.applied().map_or(0, |index| index + 1), meta.topology());
+    let refused = match meta.apply(index, &command.encode()) {
+        Err(MetaError::Refused(refused)) => refused,
+        other => panic!("not refused: {other:?}"),
+    };
+    assert_eq!(meta.topology(), before, "a refusal changes nothing");
+    assert_eq!(meta.applied(), Some(index), "a refused entry counts as applied");
+    refused
+}
+
+fn up(server: u64, up: bool) -> MetaCommand {
+    MetaCommand::ServerUp { server: ServerId(server), up }
+}
+
+#[test]
+fn the_log_entry() {
+    let command = MetaCommand::ServerUp { server: ServerId(2), up: false };
+    assert_eq!(command.encode(), br#"{"format":1,"command":{"server_up":{"server":2,"up":false}}}"#);
+    let command = MetaCommand::Create(create(1, 1, Mode::Standalone));
+    assert_eq!(
+        String::from_utf8(command.encode()).unwrap(),
+        concat!(
+            r#"{"format":1,"command":{"create":{"cluster_id":"test","mode":"standalone","durability":"quorum-fsync","#,
+            r#""databases":16,"shards":1,"replicas":1,"hash_seed":"07070707070707070707070707070707","id_seed":42,"#,
+            r#""servers":[{"id":1,"host":"127.0.0.1","base_port":7100}]}}}"#
+        )
+    );
+    assert_eq!(MetaCommand::decode(&command.encode()), Ok(command));
+}
+
+#[test]
+fn versions_increase_with_every_change_and_only_then() {
+    let mut meta = created(create(3, 3, Mode::Cluster));
+    let version = |meta: &MetaMachine| meta.topology().unwrap().version;
+    assert_eq!(version(&meta), 1);
+    meta.apply(2, &up(2, true).encode()).unwrap();
+    assert_eq!(version(&meta), 1);
+    meta.apply(3, &up(2, false).encode()).unwrap();
+    assert_eq!(version(&meta), 2);
+    assert!(!meta.topology().unwrap().server(ServerId(2)).unwrap().up);
+    meta.advance(4).unwrap();
+    let address = MetaCommand::ServerAddress { server: ServerId(2), host: "db2".to_owned(), base_port: 9000 };
+    meta.apply(5, &address.encode()).unwrap();
+    let topology = meta.topology().unwrap();
+    let server = topology.server(ServerId(2)).unwrap();
+    assert_eq!((version(&meta), server.host.as_str(), server.base_port, server.up), (3, "db2", 9000, false));
+}
+
+#[test]
+fn refusals() {
+    let good = create(3, 3, Mode::Cluster);
+    let with = |change: &dyn Fn(&mut Create)| {
+        let mut create = good.clone();
+        change(&mut create);
+        refusal(&mut MetaMachine::new(), MetaCommand::Create(create))
+    };
+    for id in ["", "a b", "ä", &"x".repeat(65)] {
+        assert_eq!(with(&|c| c.cluster_id = id.to_owned()), MetaRefusal::ClusterId(id.to_owned()));
+    }
+    assert_eq!(with(&|c| c.shards = 0), MetaRefusal::Shards(0));
+    assert_eq!(with(&|c| c.shards = 99), MetaRefusal::Shards(99));
+    for replicas in [0, 4] {
+        assert_eq!(with(&|c| c.replicas = replicas), MetaRefusal::Replicas { replicas, servers: 3 });
+    }
+    assert_eq!(with(&|c| c.servers.clear()), TopologyError::NoServer.into());
+    assert_eq!(with(&|c| c.servers[1].id = ServerId(1)), MetaRefusal::ServerTwice(ServerId(1)));
+    assert_eq!(with(&|c| c.durability = Durability::None), TopologyError::DurabilityNone.into());
+    assert_eq!(with(&|c| c.mode = Mode::Standalone), TopologyError::StandaloneShards.into());
+    assert_eq!(with(&|c| c.databases = 0), TopologyError::NoDatabase.into());
+    assert_eq!(
+        with(&|c| c.servers[1].base_port = 7150),
+        TopologyError::PortsOverlap(ServerId(1), ServerId(2)).into()
+    );
+
+    let mut meta = MetaMachine::new();
+    assert_eq!(refusal(&mut meta, up(1, false)), MetaRefusal::NotCreated);
+    let mut meta = created(good.clone());
+    assert_eq!(refusal(&mut meta, MetaCommand::Create(good)), MetaRefusal::AlreadyCreated("test".to_owned()));
+    assert_eq!(refusal(&mut meta, up(4, false)), MetaRefusal::UnknownServer(ServerId(4)));
+    let onto_another =
+        MetaCommand::ServerAddress { server: ServerId(2), host: "127.0.0.1".to_owned(), base_port: 7100 };
+    assert_eq!(
+        refusal(&mut meta, onto_another),
+        TopologyError::PortsOverlap(ServerId(1), ServerId(2)).into()
+    );
+}
+
+#[test]
+fn one_server_may_be_careless() {
+    let mut one = create(1, 98, Mode::Cluster);
+    one.durability = Durability::None;
+    let topology = created(one).topology().unwrap();
+    assert_eq!((topology.durability, topology.shards.len()), (Durability::None, 98));
+}
+
+/// What this version does not understand stops it: another version may do something with it.
+#[test]
+fn unknown_entries_are_faults() {
+    let fault = |entry: &str| match MetaMachine::new().apply(0, entry.as_bytes()) {
+        Err(MetaError::Fault(fault)) => fault,
+        other => panic!("no fault: {other:?}"),
+    };
+    assert_eq!(fault(r#"{"format":2,"anything":[]}"#), MetaFault::UnknownFormat(2));
+    for entry in [
+        "",
+        "{}",
+        "[]",
+        r#"{"format":1}"#,
+        r#"{"format":-1,"command":{}}"#,
+        r#"{"format":1,"command":{"server_up":{"server":1,"up":true,"why":"?"}}}"#,
+        r#"{"format":1,"command":{"server_up":{"server":1}}}"#,
+        r#"{"format":1,"command":{"server_gone":{"server":1}}}"#,
+        r#"{"format":1,"command":{"server_up":{"server":1,"up":true}},"signed":true}"#,
+        r#"{"format":1,"command":{"server_up":{"server":1,"up":true}}} x"#,
+    ] {
+        assert!(matches!(fault(entry), MetaFault::Malformed(_)), "{entry}");
+    }
+}
+
+#[test]
+fn entries_come_without_gaps() {
+    let mut meta = created(create(3, 3, Mode::Cluster));
+    for index in [0, 1, 3] {
+        let gap = MetaFault::IndexGap { expected: 2, got: index };
+        assert_eq!(meta.apply(index, &up(1, false).encode()), Err(gap.clone().into()));
+        assert_eq!(meta.advance(index), Err(gap.into()));
+    }
+    meta.apply(2, &up(1, false).encode()).unwrap();
+}
+
+fn any_command() -> impl Strategy<Value = MetaCommand> {
+    let server = (0u64..5).prop_map(ServerId);
+    prop_oneof![
+        (0u64..6, 0u16..5, 0u16..4, any::<u64>(), any::<bool>()).prop_map(
+            |(servers, shards, replicas, seed, one)| {
+                let mode = if one { Mode::Standalone } else { Mode::Cluster };
+                MetaCommand::Create(Create { id_seed: seed, shards, replicas, ..create(servers, 1, mode) })
+            }
+        ),
+        (server.clone(), any::<bool>()).prop_map(|(server, up)| MetaCommand::ServerUp { server, up }),
+        (server, "[a-b ]{0,2}", prop_oneof![Just(0u16), 7000..7600u16])
+            .prop_map(|(server, host, base_port)| { MetaCommand::ServerAddress { server, host, base_port } }),
+    ]
+}
+
+proptest! {
+    /// Two servers that apply the same log agree after every entry, whatever it asks; versions never go back.
+    #[test]
+    fn invariant_servers_agree(log in prop::collection::vec(any_command(), 0..40)) {
+        let (mut one, mut two) = (MetaMachine::new(), MetaMachine::new());
+        let mut before = None;
+        for (index, command) in log.iter().enumerate() {
+            let entry = command.encode();
+            prop_assert_eq!(&MetaCommand::decode(&entry).unwrap(), command);
+            let index = index as u64;
+            let outcome = one.apply(index, &entry);
+            prop_assert!(!matches!(outcome, Err(MetaError::Fault(_))));
+            prop_assert_eq!(&outcome, &two.apply(index, &entry));
+            prop_assert_eq!(&one, &two);
+            let now = one.topology();
+            let versions = (before.as_ref().map_or(0, |t: &std::sync::Arc<_>| version(t)), now.as_ref().map_or(0, version));
+            prop_assert_eq!(versions.0 == versions.1, before == now);
+            prop_assert!(versions.0 <= versions.1);
+            before = now;
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_command_or_a_fault(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = MetaMachine::new().apply(0, &bytes);
+    }
+}
+
+fn version(topology: &std::sync::Arc<kvorum_cluster::Topology>) -> u64 {
+    topology.version
+}
+
+#[test]
+fn servers_are_placed_in_the_order_of_their_ids() {
+    let mut shuffled = create(3, 3, Mode::Cluster);
+    shuffled.servers.reverse();
+    assert_eq!(created(shuffled).topology(), created(create(3, 3, Mode::Cluster)).topology());
+}
