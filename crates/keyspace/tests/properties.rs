@@ -334,3 +334,11 @@ fn one_slot_grows_to_many_keys_and_shrinks_to_none() {
     invariant_counts_agree(&bare);
     assert_eq!(snapshot.dump(), dump);
 }
+
+#[test]
+fn readers_share_a_keyspace_and_snapshots_travel() {
+    fn shared<T: Send + Sync>() {}
+    shared::<kvorum_keyspace::Keyspace>();
+    shared::<kvorum_keyspace::Snapshot>();
+    shared::<kvorum_keyspace::Garbage>();
+}

@@ -81,7 +81,8 @@ impl Table {
     /// A key of this hash with this deadline.
     pub(crate) fn key_due(&self, keys: &Hash, hash: u64, deadline_ms: u64) -> Option<&[u8]> {
         let segment = self.segment(hash)?;
-        (0..segment.len())
+        segment
+            .candidates(hash)
             .filter(|&cell| segment.record(cell).deadline_ms == Some(deadline_ms))
             .map(|cell| segment.key(cell))
             .find(|key| keys.of(key) == hash)
