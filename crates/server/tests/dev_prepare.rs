@@ -79,6 +79,7 @@ fn a_busy_port_stops_everything_and_is_named_with_its_holder() {
     assert!(error.contains(&format!("port {port} is in use by ")), "{error}");
     assert!(error.contains(&format!("(pid {me})")), "{error}");
     assert!(!dir.path().join("kvorum-data/server-1/pid").exists());
+    assert!(!dir.path().join("kvorum-data/dev.toml").exists(), "the next try is free to name other ports");
 }
 
 #[test]

@@ -68,13 +68,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let plan = Plan::settle(&dir, &wishes)?;
     let _lock = DirLock::take(&dir, "`kvorum dev`")?;
-    plan.write(&dir)?;
+    let servers = plan.servers_in(&dir);
     if args.prepare {
+        plan.write(&dir)?;
         let text = start_commands(&plan, &dir)?;
         return std::io::stdout().write_all(text.as_bytes()).context("writing to standard output");
     }
-    let servers = plan.servers_in(&dir);
+    // First the ports: a plan that is refused must not be on record for the next try.
     refuse_busy_ports(&servers)?;
+    plan.write(&dir)?;
     // One thread, this one: the servers watch the thread that starts them.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
@@ -233,7 +235,7 @@ fn refuse_busy_ports(servers: &[PlannedServer]) -> Result<()> {
     if busy.is_empty() {
         return Ok(());
     }
-    bail!("{}; nothing was started (--base-port chooses other ports for a new directory)", busy.join(", "))
+    bail!("{}; nothing was started (a new directory can have other ports: --base-port)", busy.join(", "))
 }
 
 fn how_to_connect(
