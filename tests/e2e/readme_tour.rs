@@ -70,7 +70,10 @@ fn moved(text: &str, from: u16, to: u16) -> String {
 
 fn run(command: &str, dir: &Path) -> Result<String> {
     let program = binary::kvorum().parent().context("the program lies in a folder")?;
-    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap_or_default());
+    // The Python of the tour is one that has redis-py.
+    let python = binary::target_dir().join("python/bin");
+    let path =
+        format!("{}:{}:{}", program.display(), python.display(), std::env::var("PATH").unwrap_or_default());
     let output = Command::new("bash").args(["-c", command]).current_dir(dir).env("PATH", path).output()?;
     Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
