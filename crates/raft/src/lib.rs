@@ -1,1 +1,49 @@
-//! raft
+//! Raft groups of a server over opaque bytes: consensus, log, transport.
+//!
+//! A [`Host`] runs the groups of one server. It owns a write-ahead log ([`wal`]) that all groups share, a [`Transport`] to the
+//! other servers, and an [`Environment`] that says what time it is. [`Host::open`] starts one replica of a group on a
+//! [`Machine`] of the caller's and returns a [`Group`]: the handle to propose entries, to ask whether reads are
+//! linearizable, to watch the [`Status`], and to hand over the leadership.
+//!
+//! ```text
+//! Group::propose ─ openraft ─┬─ log_store ─ wal ─ disk          Machine::apply
+//!                            ├─ network ─ Transport ─ peers          ▲
+//!                            └─ committed ───────────────────────────┘
+//! Group::lease ─ one load, one look at the clock
+//! ```
+//!
+//! Contract: entries are applied in order, exactly once per start, on every replica; an entry whose [`Proposal`]
+//! ended well is on the disks of a majority, as the group's durability asks; a read after [`Group::lease`] or
+//! [`Group::read_index`] said yes is linearizable. Every rule that leases depend on stands in `lease.rs`. openraft does not
+//! show through: its types stay in here.
+//!
+//! What it leaves out: what entries mean, who the members should be, snapshots (the log is kept whole for now), and changes
+//! of membership after [`Group::initialize`].
+
+pub mod disk;
+pub mod wal;
+
+mod clock;
+mod group;
+mod host;
+mod lease;
+mod log_store;
+mod machine;
+mod network;
+mod runtime;
+mod transport;
+mod types;
+
+pub use clock::{BootClock, Clock, Environment, TokioClock};
+pub use group::{
+    Group, InitializeError, Position, Proposal, ProposeError, ReadError, Role, Status, TransferError,
+};
+pub use host::{Host, HostConfig, HostError, Timing};
+pub use lease::{LEASE_MARGIN_PERCENT, NotLeased};
+pub use machine::{Committed, Fatal, Machine};
+pub use transport::{
+    Append, AppendSession, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound, Link, LinkError,
+    LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport,
+};
+pub use types::Member;
+pub use wal::{GroupId, Local, SyncMode};

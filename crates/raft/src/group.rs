@@ -1,0 +1,560 @@
+//! A replica of one group: propose, read, watch, transfer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use openraft::{
+    RaftMetrics, ReadPolicy, ServerState,
+    async_runtime::WatchReceiver,
+    errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError},
+    impls::OneshotResponder,
+    raft::ClientWriteResult,
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{oneshot, watch},
+    task::AbortHandle,
+};
+
+use crate::{
+    clock::Environment,
+    host::Timing,
+    lease::{Lease, NotLeased, Standing},
+    machine::Applier,
+    transport::{ENTRY_BYTES, Inbound},
+    types::{Data, Member, Types},
+    wal::{GroupId, GroupLog, Local, SyncMode},
+};
+
+pub(crate) type Raft = openraft::Raft<Types, Applier>;
+type Metrics = RaftMetrics<Types>;
+
+/// What a replica is to its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Takes proposals.
+    Leader,
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Receives the log and does not vote; also a replica that is not initialised.
+    #[default]
+    Learner,
+}
+
+/// The state of a replica. Indexes are 0 before the first entry, too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Its role.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// Replica id of the leader of that term, when known.
+    pub leader: Option<u64>,
+    /// It leads and has applied the first entry of its term: proposals and reads are worth trying.
+    pub ready: bool,
+    /// Since its start it has applied everything that was committed when it started. A leader that is ready has, too.
+    pub recovered: bool,
+    /// Index of the last entry of its log.
+    pub last: u64,
+    /// Index of the last entry it knows to be committed.
+    pub committed: u64,
+    /// Index of the last entry applied.
+    pub applied: u64,
+    /// On the leader: the index up to which each replica's log is known to match and to be as durable as the group asks. Empty
+    /// elsewhere.
+    pub matched: BTreeMap<u64, u64>,
+    /// All members by replica id.
+    pub members: Arc<BTreeMap<u64, Member>>,
+    /// Those of them that vote.
+    pub voters: Arc<BTreeSet<u64>>,
+    /// Why it stopped, if it did; it does not start again by itself.
+    pub failed: Option<String>,
+}
+
+/// A place in a group's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Term of the entry.
+    pub term: u64,
+    /// Index of the entry.
+    pub index: u64,
+}
+
+/// Why a proposal was not applied, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Definite: it was never appended. Hold the client rather than redirect it while `leader` is `None`.
+    #[error("not the leader")]
+    NotLeader {
+        /// Replica id of the leader, when known.
+        leader: Option<u64>,
+    },
+    /// Definite: it is larger than an entry may be.
+    #[error("{bytes} bytes are more than an entry may have ({ENTRY_BYTES})")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// Indefinite: it may have been applied, here or elsewhere, and may still be.
+    #[error("the outcome of the proposal is unknown")]
+    Lost,
+}
+
+/// An accepted proposal. Ends once it is applied on this replica, or its outcome is known or can no longer be known; that
+/// may take as long as the group has no majority.
+#[derive(Debug)]
+#[must_use = "the outcome comes when this is awaited"]
+pub struct Proposal(oneshot::Receiver<ClientWriteResult<Types>>);
+
+impl Future for Proposal {
+    type Output = Result<Position, ProposeError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|outcome| match outcome {
+            Ok(Ok(applied)) => {
+                Ok(Position { term: applied.log_id.leader_id.term, index: applied.log_id.index })
+            }
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(ProposeError::NotLeader { leader: leader_to_ask(&forward) })
+            }
+            Ok(Err(_)) | Err(_) => Err(ProposeError::Lost),
+        })
+    }
+}
+
+/// The leader named in a refusal. The target of a transfer does not lead yet.
+fn leader_to_ask(forward: &ForwardToLeader<Types>) -> Option<u64> {
+    match forward.reason {
+        ForwardReason::NotLeader => forward.leader_id,
+        ForwardReason::LeadershipTransfer | ForwardReason::LeaseExpired => None,
+    }
+}
+
+/// Why a read cannot be confirmed by the majority. Nothing was read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// Another replica leads, or none.
+    #[error("not the leader")]
+    NotLeader {
+        /// Replica id of the leader, when known.
+        leader: Option<u64>,
+    },
+    /// The majority did not answer in time.
+    #[error("no majority answered")]
+    NoQuorum,
+    /// The replica has stopped.
+    #[error("the replica has stopped")]
+    Failed,
+}
+
+/// Why the leadership was not handed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This replica has no leadership to hand over.
+    #[error("not the leader")]
+    NotLeader {
+        /// Replica id of the leader, when known.
+        leader: Option<u64>,
+    },
+    /// The target is no voter of the group.
+    #[error("replica {to} does not vote in this group")]
+    NotVoter {
+        /// The target.
+        to: u64,
+    },
+    /// The target's log is too far behind: the group would stand still until it has caught up.
+    #[error("replica {to} is {behind} entries behind")]
+    Behind {
+        /// The target.
+        to: u64,
+        /// Entries it has not confirmed.
+        behind: u64,
+    },
+    /// The target did not take over in time; the group elects a leader.
+    #[error("replica {to} did not take over in time")]
+    TimedOut {
+        /// The target.
+        to: u64,
+    },
+    /// The replica has stopped.
+    #[error("the replica has stopped")]
+    Failed,
+}
+
+/// Why a group could not be initialised.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InitializeError {
+    /// This replica is not among the members.
+    #[error("this replica is not a member")]
+    NotMember,
+    /// The replica has stopped.
+    #[error("the replica has stopped: {0}")]
+    Failed(String),
+}
+
+/// How many entries a follower may lag behind and still be handed the leadership. Under load it always lags by what is
+/// under way, which it receives before it takes over.
+const TRANSFER_LAG: u64 = 128;
+
+/// A replica on this server. Clones are the same replica.
+#[derive(Clone)]
+pub struct Group {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    id: GroupId,
+    me: u64,
+    raft: Raft,
+    log: GroupLog,
+    lease: Arc<Lease>,
+    status: watch::Receiver<Arc<Status>>,
+    environment: Environment,
+    timing: Timing,
+    inbound: Inbound,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+/// What a [`Group`] is made of.
+pub(crate) struct Parts {
+    pub(crate) id: GroupId,
+    pub(crate) me: u64,
+    pub(crate) raft: Raft,
+    pub(crate) log: GroupLog,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) environment: Environment,
+    pub(crate) timing: Timing,
+    pub(crate) inbound: Inbound,
+}
+
+impl Group {
+    /// Puts the parts together and starts to watch the replica. To be called in its environment.
+    pub(crate) fn new(parts: Parts) -> Group {
+        let Parts { id, me, raft, log, lease, environment, timing, inbound } = parts;
+        let watcher = Watcher::new(me, lease.clone(), &raft);
+        let status = watcher.status.subscribe();
+        let watching = tokio::spawn(watcher.run()).abort_handle();
+        let tasks = Mutex::new(vec![watching]);
+        let shared = Shared { id, me, raft, log, lease, status, environment, timing, inbound, tasks };
+        Group { shared: Arc::new(shared) }
+    }
+
+    pub(crate) fn keep(&self, task: AbortHandle) {
+        self.shared.tasks.lock().push(task);
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.shared.raft
+    }
+
+    /// Id of the group.
+    pub fn id(&self) -> GroupId {
+        self.shared.id
+    }
+
+    /// Replica id of this replica.
+    pub fn replica(&self) -> u64 {
+        self.shared.me
+    }
+
+    /// Starts a new group: to be called on an empty log, on any one of the members or on all of them with the same
+    /// members. Does nothing when the group is initialised. Ends when the first entry is durable, before there is a leader.
+    pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> Result<(), InitializeError> {
+        match self.shared.raft.initialize(members).await {
+            Ok(()) => Ok(()),
+            Err(RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(openraft::errors::InitializeError::NotInMembers(_))) => {
+                Err(InitializeError::NotMember)
+            }
+            Err(RaftError::Fatal(fatal)) => Err(InitializeError::Failed(fatal.to_string())),
+        }
+    }
+
+    /// Whether the group was initialised, as far as this replica knows. A stopped replica says no.
+    pub async fn is_initialized(&self) -> bool {
+        self.shared.raft.is_initialized().await.unwrap_or(false)
+    }
+
+    /// When appended entries count as durable on this replica; votes are always synced. Holds from the next entry on.
+    pub fn set_durability(&self, mode: SyncMode) {
+        self.shared.log.set_sync(mode);
+    }
+
+    /// Hands an entry to the group; waits only for room in its queue, which orders proposals. `local` is handed to
+    /// [`Machine::apply`](crate::Machine::apply) in this process. Content with a spare byte of capacity and no other
+    /// owner is not copied.
+    pub async fn propose(&self, data: Bytes, local: Option<Local>) -> Result<Proposal, ProposeError> {
+        if data.len() >= ENTRY_BYTES {
+            return Err(ProposeError::TooLarge { bytes: data.len() });
+        }
+        let (responder, outcome) = OneshotResponder::new_pair();
+        match self.shared.raft.client_write_ff(Data::new(data, local), Some(responder)).await {
+            Ok(()) => Ok(Proposal(outcome)),
+            // The queue is closed: the entry never came into it.
+            Err(_) => Err(ProposeError::NotLeader { leader: None }),
+        }
+    }
+
+    /// Whether a read of the machine's state is linearizable right now: this replica leads, has applied the first
+    /// entry of its term, and holds a lease. Cheap, does not wait. Ask first, then read: state read after an `Ok` shows everything acknowledged
+    /// before the question.
+    #[inline]
+    pub fn lease(&self) -> Result<(), NotLeased> {
+        self.shared.lease.check()
+    }
+
+    /// Confirms with a majority that this replica leads, and waits until everything that was committed by then is
+    /// applied; a read after that is linearizable without any lease.
+    pub async fn read_index(&self) -> Result<(), ReadError> {
+        match self.shared.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(ReadError::NotLeader { leader: leader_to_ask(&forward) })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
+            Err(RaftError::Fatal(_)) => Err(ReadError::Failed),
+        }
+    }
+
+    /// Hands the leadership to a voter whose log is nearly complete, and waits until it leads. Proposals are refused
+    /// meanwhile. Whatever comes of it, this replica's lease has ended for its term; when the target does not take over, the group elects.
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), TransferError> {
+        let mut status = self.shared.status.clone();
+        let term = {
+            let status = status.borrow();
+            if status.failed.is_some() {
+                return Err(TransferError::Failed);
+            }
+            if status.role != Role::Leader {
+                return Err(TransferError::NotLeader { leader: status.leader });
+            }
+            if to == self.shared.me {
+                return Ok(());
+            }
+            if !status.voters.contains(&to) {
+                return Err(TransferError::NotVoter { to });
+            }
+            let matched = status.matched.get(&to).copied().unwrap_or(0);
+            let behind = status.last.saturating_sub(matched);
+            if behind > TRANSFER_LAG {
+                return Err(TransferError::Behind { to, behind });
+            }
+            status.term
+        };
+        // Rule 2 of the lease; the network does it again for transfers that openraft starts.
+        self.shared.lease.give_up(term);
+        self.shared.raft.trigger().transfer_leader(to).await.map_err(|_| TransferError::Failed)?;
+        let taken_over = status
+            .wait_for(|status| status.failed.is_some() || (status.term > term && status.leader.is_some()));
+        let deadline = self.shared.timing.lease() + self.shared.timing.election_max();
+        match tokio::time::timeout(deadline, taken_over).await {
+            Ok(Ok(status)) if status.failed.is_some() => Err(TransferError::Failed),
+            Ok(Ok(status)) if status.leader == Some(to) => Ok(()),
+            Ok(Ok(_)) | Err(_) => Err(TransferError::TimedOut { to }),
+            Ok(Err(_)) => Err(TransferError::Failed),
+        }
+    }
+
+    /// The replica's state, and news of it.
+    pub fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.shared.status.clone()
+    }
+
+    /// How long ago the last request was sent that a majority acknowledged. `None` when this replica does not lead, when
+    /// nothing was acknowledged yet, or for a sole voter.
+    pub fn quorum_age(&self) -> Option<Duration> {
+        let metrics = self.shared.raft.metrics();
+        let acknowledged = metrics.borrow_watched().last_quorum_acked?;
+        Some(self.shared.environment.now().saturating_sub(acknowledged.into_inner().0))
+    }
+
+    /// On the leader: how long ago the last request was sent that each other replica acknowledged; replicas that were not
+    /// heard of in this term are left out. Empty elsewhere.
+    pub fn member_ages(&self) -> BTreeMap<u64, Duration> {
+        let now = self.shared.environment.now();
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = metrics.heartbeat.iter().flatten();
+        heard
+            .filter(|(replica, _)| **replica != self.shared.me)
+            .filter_map(|(replica, sent)| Some((*replica, now.saturating_sub((*sent)?.into_inner().0))))
+            .collect()
+    }
+
+    /// Stops the replica. Its log stays. Proposals in flight end as [`ProposeError::Lost`].
+    pub async fn shutdown(&self) {
+        self.shared.inbound.remove(self.shared.id.0, self.shared.me);
+        // The result only says whether the task panicked, which is logged there.
+        let _ = self.shared.raft.shutdown().await;
+        // The last state, with the reason it stopped, has been published; nothing follows it.
+        for task in self.shared.tasks.lock().drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+    }
+}
+
+/// Follows a replica's metrics, renews its lease from them and publishes its status.
+struct Watcher {
+    me: u64,
+    lease: Arc<Lease>,
+    metrics: openraft::alias::WatchReceiverOf<Types, Metrics>,
+    status: watch::Sender<Arc<Status>>,
+    /// Made anew only when the membership changes.
+    membership: Membership,
+    /// What is to be applied before the replica has recovered, once a leader has said.
+    recovery: Recovery,
+}
+
+/// Members of the group as of the entry at `index`.
+#[derive(Clone, Default)]
+struct Membership {
+    index: Option<u64>,
+    members: Arc<BTreeMap<u64, Member>>,
+    voters: Arc<BTreeSet<u64>>,
+}
+
+/// How far a restarted replica is.
+#[derive(Clone, Copy)]
+enum Recovery {
+    /// No leader has been heard to have committed as far as the log reaches.
+    Unknown,
+    /// Everything up to this index is committed and has to be applied.
+    Applying(u64),
+    Done,
+}
+
+impl Watcher {
+    fn new(me: u64, lease: Arc<Lease>, raft: &Raft) -> Watcher {
+        let metrics = raft.metrics();
+        Watcher {
+            me,
+            lease,
+            metrics,
+            status: watch::Sender::new(Arc::default()),
+            membership: Membership::default(),
+            recovery: Recovery::Unknown,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.look();
+            if self.metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes in one state of the replica.
+    fn look(&mut self) {
+        let (standing, status) = {
+            let metrics = self.metrics.borrow_and_update();
+            self.membership.update(&metrics);
+            self.recovery = self.recovery.next(&metrics);
+            let leads = metrics.state == ServerState::Leader;
+            let applied_term = metrics.last_applied.map(|id| id.leader_id.term);
+            let standing = leads.then(|| Standing {
+                term: metrics.current_term,
+                applied_term,
+                acknowledged: metrics.last_quorum_acked.map(|moment| moment.into_inner().0),
+                sole_voter: self.membership.voters.iter().eq([&self.me]),
+                membership: self.membership.index.unwrap_or(0),
+            });
+            let ready = leads && applied_term == Some(metrics.current_term);
+            let matched = match &metrics.replication {
+                Some(replication) if leads => replication
+                    .iter()
+                    .map(|(replica, matched)| (*replica, matched.map_or(0, |id| id.index)))
+                    .collect(),
+                _ => BTreeMap::new(),
+            };
+            let failed = match &metrics.running_state {
+                Ok(()) => None,
+                Err(Fatal::Stopped) => Some("stopped".to_owned()),
+                Err(fatal) => Some(fatal.to_string()),
+            };
+            let status = Status {
+                role: role(metrics.state),
+                term: metrics.current_term,
+                leader: metrics.current_leader,
+                ready: ready && failed.is_none(),
+                recovered: matches!(self.recovery, Recovery::Done) || ready,
+                last: metrics.last_log_index.unwrap_or(0),
+                committed: metrics.local_committed.map_or(0, |id| id.index),
+                applied: metrics.last_applied.map_or(0, |id| id.index),
+                matched,
+                members: self.membership.members.clone(),
+                voters: self.membership.voters.clone(),
+                failed,
+            };
+            (standing, status)
+        };
+        if let Some(standing) = standing {
+            self.lease.renew(standing);
+        }
+        self.status.send_if_modified(|current| {
+            let changed = **current != status;
+            if changed {
+                *current = Arc::new(status);
+            }
+            changed
+        });
+    }
+}
+
+fn role(state: ServerState) -> Role {
+    match state {
+        ServerState::Leader => Role::Leader,
+        ServerState::Follower | ServerState::Shutdown => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Learner => Role::Learner,
+    }
+}
+
+impl Membership {
+    fn update(&mut self, metrics: &Metrics) {
+        let stored = &metrics.membership_config;
+        let index = stored.log_id().map(|id| id.index);
+        // Two memberships never stand at one index within one term; a cut log may bring another one there, with new members
+        // known by their ids.
+        if index == self.index && stored.nodes().map(|(id, _)| id).eq(self.members.keys()) {
+            return;
+        }
+        self.index = index;
+        self.members = Arc::new(stored.nodes().map(|(id, member)| (*id, member.clone())).collect());
+        self.voters = Arc::new(stored.voter_ids().collect());
+    }
+}
+
+impl Recovery {
+    /// openraft applies what it knows to be committed at the start, but only a leader of this life can say how much of the
+    /// rest is; the first position it names may lie behind what was applied before the restart.
+    fn next(self, metrics: &Metrics) -> Recovery {
+        let applied = metrics.last_applied.map(|id| id.index);
+        let committed = metrics.cluster_committed.map(|id| id.index);
+        match self {
+            Recovery::Unknown if committed.is_some() && committed >= metrics.last_log_index => {
+                Recovery::Applying(committed.unwrap_or(0)).next(metrics)
+            }
+            Recovery::Applying(index) if applied >= Some(index) => Recovery::Done,
+            unchanged => unchanged,
+        }
+    }
+}

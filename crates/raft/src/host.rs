@@ -1,0 +1,256 @@
+//! The Raft groups of one server: they share a log, a transport and an environment.
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use kvorum_proto::peer::peer_server::PeerServer;
+use openraft::{Config, SnapshotPolicy};
+use openraft_rt::AsyncRuntime;
+use parking_lot::Mutex;
+use rand::RngExt;
+
+use crate::{
+    clock::Environment,
+    group::{Group, Parts, Raft},
+    lease::{Lease, VoteGate},
+    log_store::LogStore,
+    machine::{Applier, Machine},
+    network::Network,
+    runtime::Runtime,
+    transport::{Inbound, PeerService, Replica, Transport},
+    wal::{GroupId, Wal},
+};
+
+/// Raft's intervals. The lease of a leader is the longest election time-out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Milliseconds between heartbeats, which are also given that long to be answered. Default 100.
+    pub heartbeat_ms: u64,
+    /// Shortest time without a leader, after the lease of the last one, before a replica campaigns, milliseconds. Default 300.
+    pub election_min_ms: u64,
+    /// Longest such time; also the lease. Default 600.
+    pub election_max_ms: u64,
+    /// A leader without a majority is silent and sends heartbeats in turns of this length, milliseconds; at least
+    /// twice the longest election time-out. Default 1200.
+    pub quorum_loss_probe_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing { heartbeat_ms: 100, election_min_ms: 300, election_max_ms: 600, quorum_loss_probe_ms: 1200 }
+    }
+}
+
+impl Timing {
+    /// How long a voter that acknowledged a leader votes for no other.
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.election_max_ms)
+    }
+
+    /// The longest election time-out.
+    pub fn election_max(&self) -> Duration {
+        Duration::from_millis(self.election_max_ms)
+    }
+}
+
+/// Settings of a [`Host`].
+#[derive(Clone, Debug, Default)]
+pub struct HostConfig {
+    /// Id of this server; 0 while it belongs to no cluster (see [`Host::identify`]).
+    pub server: u64,
+    /// Id of the cluster; empty while it belongs to none.
+    pub cluster: String,
+    /// Raft's intervals, the same on all servers.
+    pub timing: Timing,
+}
+
+/// Why a host or a group did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The settings make no sense.
+    #[error("Raft settings: {0}")]
+    Config(String),
+    /// The group is open on this server.
+    #[error("group {0} is already open")]
+    AlreadyOpen(GroupId),
+    /// The log could not be read, or the machine refused what is in it.
+    #[error("group {group} cannot start: {reason}")]
+    Group {
+        /// The group.
+        group: GroupId,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// Entries in one request to a follower, at most; bytes are limited, too.
+const REQUEST_ENTRIES: u64 = 1024;
+
+/// Proposals and requests of peers that may wait for one group; then senders wait.
+const QUEUE: u64 = 16 << 10;
+
+/// The Raft groups of a server. Clones are the same host.
+///
+/// Call [`Host::start`] and [`Host::open`] in the tokio runtime that is to run Raft: everything they start stays there. The
+/// handles may be used from any other.
+#[derive(Clone)]
+pub struct Host {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    timing: Timing,
+    raft: Arc<Config>,
+    wal: Wal,
+    transport: Arc<dyn Transport>,
+    environment: Environment,
+    inbound: Inbound,
+    /// Groups that are being opened, so that two calls cannot open one group.
+    opening: Mutex<Vec<GroupId>>,
+}
+
+impl Host {
+    /// Starts to answer peers. No group runs yet.
+    pub fn start(
+        config: HostConfig,
+        wal: Wal,
+        transport: Arc<dyn Transport>,
+        environment: Environment,
+    ) -> Result<Host, HostError> {
+        let raft = raft_config(&config.timing)?;
+        let inbound = Inbound::default();
+        inbound.identity().set(config.server, &config.cluster);
+        transport.start(inbound.clone());
+        let shared = Shared {
+            timing: config.timing,
+            raft: Arc::new(raft),
+            wal,
+            transport,
+            environment,
+            inbound,
+            opening: Mutex::default(),
+        };
+        Ok(Host { shared: Arc::new(shared) })
+    }
+
+    /// Tells who this server is, once it belongs to a cluster: requests for other servers or clusters are refused.
+    pub fn identify(&self, server: u64, cluster: &str) {
+        self.shared.inbound.identity().set(server, cluster);
+    }
+
+    /// The service that peers of this server's groups call; to be mounted on the peer port.
+    pub fn peer_service(&self) -> PeerServer<PeerService> {
+        PeerService::new(self.shared.inbound.clone())
+    }
+
+    /// The log all groups share.
+    pub fn wal(&self) -> &Wal {
+        &self.shared.wal
+    }
+
+    /// Opens the replica `me` of a group from the log, which may be empty. Applies what is known to be committed before
+    /// it returns. A replica that has voted before answers and casts no votes during one lease from now on.
+    pub async fn open(&self, group: GroupId, me: u64, machine: Arc<dyn Machine>) -> Result<Group, HostError> {
+        {
+            let mut opening = self.shared.opening.lock();
+            if opening.contains(&group) || self.shared.inbound.contains(group.0) {
+                return Err(HostError::AlreadyOpen(group));
+            }
+            opening.push(group);
+        }
+        // A caller that goes away while the group opens must not leave half of it behind.
+        let host = self.clone();
+        let salt = group.0.rotate_left(32) ^ me;
+        let opening = tokio::spawn(self.shared.environment.run(salt, async move {
+            let opened = host.open_replica(group, me, machine).await;
+            host.shared.opening.lock().retain(|other| *other != group);
+            opened
+        }));
+        opening.await.unwrap_or_else(|panic| Err(HostError::Group { group, reason: panic.to_string() }))
+    }
+
+    async fn open_replica(
+        &self,
+        group: GroupId,
+        me: u64,
+        machine: Arc<dyn Machine>,
+    ) -> Result<Group, HostError> {
+        let Shared { timing, raft: config, wal, transport, environment, inbound, .. } = &*self.shared;
+        let log = wal.group(group);
+        let state = log.state();
+        let promised = state.vote.is_some() || state.last.is_some();
+        let gate = Arc::new(VoteGate::new(environment.clone(), timing.lease(), promised));
+        let lease = Arc::new(Lease::new(me, timing.lease(), environment.clone()));
+        let store = LogStore::new(log.clone(), lease.clone());
+        let network = Network {
+            group: group.0,
+            me,
+            transport: transport.clone(),
+            lease: lease.clone(),
+            streams: Arc::new(AtomicU64::new(1)),
+        };
+        // `build` reads the log and applies; nothing moves before `run`.
+        let raft = Raft::build(me, config.clone(), network, store, Applier::new(machine))
+            .await
+            .map_err(|fatal| HostError::Group { group, reason: fatal.to_string() })?;
+        if promised {
+            raft.runtime_config().elect(false);
+        }
+        raft.run();
+        inbound.insert(group.0, me, Replica { raft: raft.clone(), gate: gate.clone() });
+        let group = Group::new(Parts {
+            id: group,
+            me,
+            raft,
+            log,
+            lease,
+            environment: environment.clone(),
+            timing: timing.clone(),
+            inbound: inbound.clone(),
+        });
+        if promised {
+            // Rule 1 of the lease. Replicas that started together must not all campaign at one moment either.
+            let jitter = Runtime::thread_rng().random_range(0..timing.election_min_ms);
+            let pause = gate.closed_for() + Duration::from_millis(jitter);
+            let raft = group.raft().clone();
+            let waiting = Runtime::spawn(async move {
+                // The clock may be another than the timer's.
+                Runtime::sleep(pause).await;
+                while !gate.closed_for().is_zero() {
+                    Runtime::sleep(gate.closed_for()).await;
+                }
+                raft.runtime_config().elect(true);
+            });
+            group.keep(waiting.abort_handle());
+        }
+        Ok(group)
+    }
+
+    /// Ends the transport. Groups are stopped by [`Group::shutdown`] before, the log is closed by its owner after.
+    pub async fn shutdown(&self) {
+        self.shared.transport.stop();
+    }
+}
+
+fn raft_config(timing: &Timing) -> Result<Config, HostError> {
+    let config = Config {
+        cluster_name: "kvorum".to_owned(),
+        heartbeat_interval: timing.heartbeat_ms,
+        election_timeout_min: timing.election_min_ms,
+        election_timeout_max: timing.election_max_ms,
+        quorum_loss_probe_interval: Some(timing.quorum_loss_probe_ms),
+        enable_pre_vote: Some(true),
+        // Rule 7 of the lease.
+        enable_leader_restore: Some(false),
+        // No snapshots yet, so nothing may ever be purged or be thought to need one.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        replication_lag_threshold: u64::MAX,
+        max_payload_entries: REQUEST_ENTRIES,
+        api_channel_size: Some(QUEUE),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| HostError::Config(error.to_string()))
+}

@@ -1,0 +1,346 @@
+//! The leader's lease: until when this replica may answer reads on its own.
+//!
+//! A lease rests on promises of voters: who acknowledged the leader at time *t* votes for nobody else during one lease
+//! (the longest election time-out) after that. openraft keeps the promises while a voter runs, but a lease is only safe
+//! together with these rules:
+//!
+//! 1. **No vote within a lease after a start** ([`VoteGate`]): a voter that restarted has forgotten whom it
+//!    acknowledged, so it neither answers votes and pre-votes nor campaigns until one lease has passed. An election that
+//!    the leader itself asked for (a transfer) is answered.
+//! 2. **A transfer ends the lease** ([`Lease::give_up`]): it tells voters to break their promises, and nobody knows
+//!    which of them heard of it. Before the first request of any transfer leaves, lease reads end for that term,
+//!    whatever comes of it.
+//! 3. **Margin** ([`LEASE_MARGIN_PERCENT`]): only four fifths of the lease are used, counted from the time the acknowledged request
+//!    was *sent*, so clocks may run apart by a fifth.
+//! 4. **Time goes on while the machine sleeps**: see [`BootClock`](crate::BootClock).
+//! 5. **Not before the term's own entry is applied** ([`Lease::renew`]): before that the replica may not have
+//!    everything that earlier leaders acknowledged.
+//! 6. **Own vote first** ([`Lease::vote_saved`]): the leader is a voter too. Before it stores a vote for another, or
+//!    accepts another leader, its lease ends; by the time the other can use that vote, no read runs on this lease.
+//! 7. **No restored leadership**: a restarted leader is a follower (`enable_leader_restore = false`).
+//! 8. **A sole voter** leases to itself, and only while the membership that says so is the newest in its log
+//!    ([`Lease::membership_appended`]).
+//!
+//! Where a fact is not known the answer is no. The answer costs one load and one look at the clock.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use crate::clock::Environment;
+
+/// Rule 3: how much of the lease, counted from the last acknowledged request, may be used.
+pub const LEASE_MARGIN_PERCENT: u32 = 80;
+
+/// Why a replica may not answer a read on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotLeased {
+    /// It is not the leader.
+    #[error("this replica is not the leader")]
+    NotLeader,
+    /// It leads, but has not applied the first entry of its term, or no majority has answered yet.
+    #[error("the leader is not ready")]
+    NotReady,
+    /// A transfer of the leadership was attempted in this term.
+    #[error("the lease was given up for this term")]
+    GivenUp,
+    /// No majority has answered for too long.
+    #[error("the lease has run out")]
+    Expired,
+}
+
+/// The lease of one replica.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    me: u64,
+    usable: Duration,
+    environment: Environment,
+    /// Nanoseconds of the environment's clock; 0 when there is no lease. Written under the lock of `facts` only.
+    until_ns: AtomicU64,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Debug, Default)]
+struct Facts {
+    /// The vote stored last.
+    vote: Option<Ballot>,
+    /// The highest term in which a transfer was attempted.
+    given_up: Option<u64>,
+    /// Index of the newest membership in the log.
+    membership: u64,
+    /// Whether a lease was ever granted for the vote above, to tell `NotReady` from `Expired`.
+    granted: bool,
+}
+
+/// A vote as far as the lease cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ballot {
+    pub(crate) term: u64,
+    pub(crate) replica: u64,
+    pub(crate) committed: bool,
+}
+
+/// What a leader knows about its standing at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) term: u64,
+    /// Term of the last applied entry.
+    pub(crate) applied_term: Option<u64>,
+    /// When the last request that a majority acknowledged was sent.
+    pub(crate) acknowledged: Option<Duration>,
+    /// This replica is the only voter.
+    pub(crate) sole_voter: bool,
+    /// Index of the membership this was computed with.
+    pub(crate) membership: u64,
+}
+
+impl Lease {
+    pub(crate) fn new(me: u64, lease: Duration, environment: Environment) -> Lease {
+        Lease {
+            me,
+            usable: lease * LEASE_MARGIN_PERCENT / 100,
+            environment,
+            until_ns: AtomicU64::new(0),
+            facts: Mutex::default(),
+        }
+    }
+
+    /// Whether a read may be answered now.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<(), NotLeased> {
+        // The load comes before the look at the clock and before the read: a lease that ends in between was
+        // still good when the read began, and a read may be placed anywhere between its begin and its end.
+        let until_ns = self.until_ns.load(Ordering::Acquire);
+        if until_ns != 0 && nanos(self.environment.now()) < until_ns { Ok(()) } else { Err(self.why_not()) }
+    }
+
+    #[cold]
+    fn why_not(&self) -> NotLeased {
+        let facts = self.facts.lock();
+        match facts.vote {
+            Some(vote) if vote.committed && vote.replica == self.me => {
+                if facts.given_up >= Some(vote.term) {
+                    NotLeased::GivenUp
+                } else if facts.granted {
+                    NotLeased::Expired
+                } else {
+                    NotLeased::NotReady
+                }
+            }
+            _ => NotLeased::NotLeader,
+        }
+    }
+
+    /// Rule 6. Called before a vote is handed to the disk; answers to whoever asked for the vote come after that.
+    pub(crate) fn vote_saved(&self, vote: Ballot) {
+        let mut facts = self.facts.lock();
+        if facts.vote != Some(vote) {
+            facts.vote = Some(vote);
+            facts.granted = false;
+            self.until_ns.store(0, Ordering::Release);
+        }
+    }
+
+    /// Rule 2. Called before the first request of a transfer is sent.
+    pub(crate) fn give_up(&self, term: u64) {
+        let mut facts = self.facts.lock();
+        facts.given_up = facts.given_up.max(Some(term));
+        if facts.vote.is_some_and(|vote| vote.term <= term) {
+            self.until_ns.store(0, Ordering::Release);
+        }
+    }
+
+    /// Rule 8. Called before a membership is appended to the log.
+    pub(crate) fn membership_appended(&self, index: u64) {
+        let mut facts = self.facts.lock();
+        facts.membership = index;
+        facts.granted = false;
+        self.until_ns.store(0, Ordering::Release);
+    }
+
+    /// Called when the log behind `index` is cut off. Only followers cut their log.
+    pub(crate) fn log_truncated(&self, index: Option<u64>) {
+        let mut facts = self.facts.lock();
+        if index.is_none_or(|index| facts.membership > index) {
+            facts.membership = 0;
+        }
+    }
+
+    /// Rules 3 and 5: extends the lease by what is known. `standing` may be out of date: it counts only for the vote
+    /// that is stored now, and only as far as its acknowledgement reaches.
+    pub(crate) fn renew(&self, standing: Standing) {
+        let mut facts = self.facts.lock();
+        let mine = Ballot { term: standing.term, replica: self.me, committed: true };
+        let leads = facts.vote == Some(mine);
+        let given_up = facts.given_up >= Some(standing.term);
+        let own_entry_applied = standing.applied_term == Some(standing.term);
+        let membership_current = standing.membership >= facts.membership;
+        if !leads || given_up || !own_entry_applied || !membership_current {
+            return;
+        }
+        let until_ns = if standing.sole_voter {
+            u64::MAX
+        } else {
+            match standing.acknowledged {
+                Some(acknowledged) => nanos(acknowledged + self.usable),
+                None => return,
+            }
+        };
+        facts.granted = true;
+        // For one vote acknowledgements only advance, but a sole voter may have got company.
+        let until_ns = match self.until_ns.load(Ordering::Relaxed) {
+            u64::MAX => until_ns,
+            current => current.max(until_ns),
+        };
+        self.until_ns.store(until_ns, Ordering::Release);
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Rule 1: until when a replica neither answers nor asks for votes.
+#[derive(Debug)]
+pub(crate) struct VoteGate {
+    environment: Environment,
+    opens: Duration,
+}
+
+impl VoteGate {
+    /// `promised`: the replica may have acknowledged a leader in an earlier life. A replica with an empty log and no vote
+    /// has not.
+    pub(crate) fn new(environment: Environment, lease: Duration, promised: bool) -> VoteGate {
+        let now = environment.now();
+        VoteGate { environment, opens: if promised { now + lease } else { now } }
+    }
+
+    /// How long votes are still to be ignored; zero when they may be answered.
+    pub(crate) fn closed_for(&self) -> Duration {
+        self.opens.saturating_sub(self.environment.now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock::Clock;
+
+    const LEASE: Duration = Duration::from_millis(600);
+
+    /// A clock set by hand, milliseconds.
+    #[derive(Debug, Default)]
+    struct Hand(AtomicU64);
+
+    impl Clock for Hand {
+        fn now(&self) -> Duration {
+            Duration::from_millis(self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    fn leader() -> (Arc<Hand>, Lease) {
+        let clock = Arc::new(Hand(AtomicU64::new(1000)));
+        let lease = Lease::new(1, LEASE, Environment::simulated(clock.clone(), 0));
+        lease.vote_saved(Ballot { term: 5, replica: 1, committed: true });
+        (clock, lease)
+    }
+
+    fn standing(acknowledged_ms: u64) -> Standing {
+        Standing {
+            term: 5,
+            applied_term: Some(5),
+            acknowledged: Some(Duration::from_millis(acknowledged_ms)),
+            sole_voter: false,
+            membership: 0,
+        }
+    }
+
+    #[test]
+    fn lease_is_used_up_to_its_margin_from_the_time_of_sending() {
+        let (clock, lease) = leader();
+        assert_eq!(lease.check(), Err(NotLeased::NotReady));
+        lease.renew(standing(1000));
+        clock.0.store(1479, Ordering::Relaxed);
+        assert_eq!(lease.check(), Ok(()));
+        clock.0.store(1480, Ordering::Relaxed);
+        assert_eq!(lease.check(), Err(NotLeased::Expired));
+        lease.renew(standing(900));
+        assert_eq!(lease.check(), Err(NotLeased::Expired), "an old acknowledgement extended the lease");
+        lease.renew(standing(1200));
+        assert_eq!(lease.check(), Ok(()));
+    }
+
+    #[test]
+    fn no_lease_before_an_entry_of_the_own_term_is_applied() {
+        let (_, lease) = leader();
+        lease.renew(Standing { applied_term: Some(4), ..standing(1000) });
+        assert_eq!(lease.check(), Err(NotLeased::NotReady));
+        lease.renew(Standing { applied_term: None, ..standing(1000) });
+        assert_eq!(lease.check(), Err(NotLeased::NotReady));
+        lease.renew(standing(1000));
+        assert_eq!(lease.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_vote_for_another_ends_the_lease_whatever_is_still_reported() {
+        for other in [
+            Ballot { term: 6, replica: 2, committed: false },
+            Ballot { term: 6, replica: 2, committed: true },
+            Ballot { term: 6, replica: 1, committed: false },
+        ] {
+            let (_, lease) = leader();
+            lease.renew(standing(1000));
+            lease.vote_saved(other);
+            assert_eq!(lease.check(), Err(NotLeased::NotLeader));
+            lease.renew(standing(1000));
+            assert_eq!(lease.check(), Err(NotLeased::NotLeader), "a late report brought the lease back");
+        }
+    }
+
+    #[test]
+    fn a_transfer_ends_the_lease_for_the_term_but_not_for_the_next() {
+        let (_, lease) = leader();
+        lease.renew(standing(1000));
+        lease.give_up(5);
+        assert_eq!(lease.check(), Err(NotLeased::GivenUp));
+        lease.renew(standing(1000));
+        assert_eq!(lease.check(), Err(NotLeased::GivenUp));
+        lease.vote_saved(Ballot { term: 7, replica: 1, committed: true });
+        lease.renew(Standing { term: 7, applied_term: Some(7), ..standing(1000) });
+        assert_eq!(lease.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_sole_voter_leases_to_itself_until_another_member_is_in_the_log() {
+        let (clock, lease) = leader();
+        let alone = Standing { sole_voter: true, acknowledged: None, ..standing(0) };
+        lease.renew(alone);
+        clock.0.store(1_000_000, Ordering::Relaxed);
+        assert_eq!(lease.check(), Ok(()));
+        lease.membership_appended(9);
+        assert!(lease.check().is_err());
+        lease.renew(alone);
+        assert!(lease.check().is_err(), "the old membership counted");
+        lease.renew(Standing { membership: 9, ..standing(1_000_000) });
+        assert_eq!(lease.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_restarted_voter_waits_one_lease_and_a_new_one_does_not() {
+        let clock = Arc::new(Hand(AtomicU64::new(50)));
+        let environment = Environment::simulated(clock.clone(), 0);
+        let restarted = VoteGate::new(environment.clone(), LEASE, true);
+        let new = VoteGate::new(environment, LEASE, false);
+        assert_eq!(restarted.closed_for(), LEASE);
+        assert_eq!(new.closed_for(), Duration::ZERO);
+        clock.0.store(649, Ordering::Relaxed);
+        assert_eq!(restarted.closed_for(), Duration::from_millis(1));
+        clock.0.store(650, Ordering::Relaxed);
+        assert_eq!(restarted.closed_for(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,295 @@
+//! The receiving side: who this server is, which replicas live here, and the streams of appends that reach them.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use kvorum_proto::{peer, raft as wire};
+use openraft::{RaftTypeConfig, raft::AppendEntriesRequest};
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
+use tokio::sync::mpsc;
+
+use crate::{
+    lease::VoteGate,
+    machine::Applier,
+    transport::APPEND_BYTES,
+    types::{
+        Types, append_from_wire, append_result_to_wire, refused, transfer_from_wire, vote_reply_to_wire,
+        vote_request_from_wire,
+    },
+};
+
+/// Requests of one stream that may wait for the group. More than a sender keeps in flight, so it is never full.
+const STREAM_QUEUE: usize = 256;
+
+/// Requests that may be in parts at one time on one connection.
+const PARTIAL_REQUESTS: usize = 256;
+
+/// Who this server is, for peers to check. Unknown until the server belongs to a cluster.
+#[derive(Debug, Default)]
+pub struct Identity {
+    known: RwLock<(u64, Arc<str>)>,
+}
+
+impl Identity {
+    /// Server id (0 when unknown) and cluster id (empty when unknown).
+    pub fn get(&self) -> (u64, Arc<str>) {
+        self.known.read().clone()
+    }
+
+    /// Sets both.
+    pub fn set(&self, server: u64, cluster: &str) {
+        *self.known.write() = (server, cluster.into());
+    }
+
+    /// Whether a request for `server` of `cluster` (unknown: 0, empty) may be meant for this server.
+    pub fn accepts(&self, server: u64, cluster: &str) -> bool {
+        let known = self.known.read();
+        let same_server = server == 0 || known.0 == 0 || server == known.0;
+        let same_cluster = cluster.is_empty() || known.1.is_empty() || *cluster == *known.1;
+        same_server && same_cluster
+    }
+}
+
+/// A replica that lives on this server.
+pub(crate) struct Replica {
+    pub(crate) raft: openraft::Raft<Types, Applier>,
+    pub(crate) gate: Arc<VoteGate>,
+}
+
+/// Takes requests of peers to the replicas of this server. Clones share everything.
+#[derive(Clone, Default)]
+pub struct Inbound {
+    identity: Arc<Identity>,
+    replicas: Arc<RwLock<HashMap<(u64, u64), Arc<Replica>>>>,
+}
+
+impl Inbound {
+    /// Who this server is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) fn insert(&self, group: u64, replica: u64, entry: Replica) {
+        self.replicas.write().insert((group, replica), Arc::new(entry));
+    }
+
+    pub(crate) fn remove(&self, group: u64, replica: u64) {
+        self.replicas.write().remove(&(group, replica));
+    }
+
+    pub(crate) fn contains(&self, group: u64) -> bool {
+        self.replicas.read().keys().any(|(here, _)| *here == group)
+    }
+
+    fn find(&self, group: u64, replica: u64) -> Option<Arc<Replica>> {
+        self.replicas.read().get(&(group, replica)).cloned()
+    }
+
+    /// Answers a control request.
+    pub async fn control(&self, request: peer::ControlRequest) -> peer::ControlReply {
+        let peer::ControlRequest { group, to, request } = request;
+        let reply = match (self.find(group, to), request) {
+            (Some(replica), Some(request)) => answer(&replica, request).await,
+            (None, _) => Err(format!("replica {to} of group {group} is not here")),
+            (_, None) => Err("malformed control request".to_owned()),
+        };
+        let reply = reply.unwrap_or_else(peer::control_reply::Reply::Silent);
+        peer::ControlReply { reply: Some(reply) }
+    }
+
+    /// Opens the receiving end of a connection's appends. Replies go to `replies` in any order; when the other end of that
+    /// is gone, nothing more is answered.
+    pub fn session(&self, replies: mpsc::Sender<peer::Reply>) -> AppendSession {
+        AppendSession { inbound: self.clone(), replies, streams: HashMap::new(), partial: HashMap::new() }
+    }
+}
+
+async fn answer(
+    replica: &Replica,
+    request: peer::control_request::Request,
+) -> Result<peer::control_reply::Reply, String> {
+    use peer::{control_reply::Reply, control_request::Request};
+    let raft = &replica.raft;
+    match request {
+        Request::Heartbeat(request) => {
+            let request = append_from_wire(request).map_err(|error| error.to_string())?;
+            let previous = request.prev_log_id;
+            let reply = raft.append_entries(request).await.map_err(|error| error.to_string())?;
+            if reply.is_conflict() && previous.is_none() {
+                return Err("conflict with nothing".to_owned());
+            }
+            Ok(Reply::Heartbeat(append_result_to_wire(reply.into_stream_result(previous, previous))))
+        }
+        Request::Vote(request) => {
+            let request = vote_request_from_wire(request).map_err(|error| error.to_string())?;
+            // Rule 1 of the lease. What the leader itself asked for is no breach of a promise to it.
+            if !request.leadership_transfer {
+                check_gate(&replica.gate)?;
+            }
+            let reply = raft.vote(request).await.map_err(|error| error.to_string())?;
+            Ok(Reply::Vote(vote_reply_to_wire(&reply)))
+        }
+        Request::PreVote(request) => {
+            check_gate(&replica.gate)?;
+            let request = vote_request_from_wire(request).map_err(|error| error.to_string())?;
+            let reply = raft.pre_vote(request).await.map_err(|error| error.to_string())?;
+            Ok(Reply::PreVote(vote_reply_to_wire(&reply)))
+        }
+        Request::Transfer(request) => {
+            let request = transfer_from_wire(request).map_err(|error| error.to_string())?;
+            let refused = match raft.handle_transfer_leader(request).await {
+                Ok(Ok(())) => String::new(),
+                Ok(Err(error)) => error.to_string(),
+                Err(fatal) => return Err(fatal.to_string()),
+            };
+            Ok(Reply::Transfer(wire::TransferReply { refused }))
+        }
+    }
+}
+
+fn check_gate(gate: &VoteGate) -> Result<(), String> {
+    let closed_for = gate.closed_for();
+    if closed_for.is_zero() {
+        Ok(())
+    } else {
+        Err(format!("restarted: no votes for another {} ms", closed_for.as_millis()))
+    }
+}
+
+/// What a peer may not do; the connection ends.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Bytes that are no request.
+    #[error("malformed frame: {0}")]
+    Malformed(String),
+    /// More at a time than any sender of ours has.
+    #[error("too much in flight")]
+    Overrun,
+}
+
+/// The receiving end of one connection's appends.
+pub struct AppendSession {
+    inbound: Inbound,
+    replies: mpsc::Sender<peer::Reply>,
+    /// By group and replica.
+    streams: HashMap<(u64, u64), GroupStream>,
+    /// By request number.
+    partial: HashMap<u64, BytesMut>,
+}
+
+/// A stream of appends into one group.
+struct GroupStream {
+    number: u64,
+    requests: mpsc::Sender<AppendEntriesRequest<Types>>,
+    unanswered: Arc<Mutex<Unanswered>>,
+}
+
+/// Request numbers in the order in which answers will come.
+#[derive(Default)]
+struct Unanswered {
+    numbers: VecDeque<u64>,
+    /// No more answers will come.
+    ended: bool,
+}
+
+impl AppendSession {
+    /// Takes a frame in. Never waits: a group that is slow holds up its own stream only.
+    pub fn feed(&mut self, frame: peer::Frame) -> Result<(), SessionError> {
+        use peer::frame::Content;
+        let peer::Frame { group, to, stream, request: number, content } = frame;
+        let append = match content {
+            Some(Content::Append(append)) => append,
+            Some(Content::Part(part)) => {
+                self.collect(number, &part)?;
+                return Ok(());
+            }
+            Some(Content::LastPart(part)) => {
+                self.collect(number, &part)?;
+                let whole = self.partial.remove(&number).unwrap_or_default().freeze();
+                wire::AppendRequest::decode(whole)
+                    .map_err(|error| SessionError::Malformed(error.to_string()))?
+            }
+            None => return Err(SessionError::Malformed("no content".to_owned())),
+        };
+        let append = append_from_wire(append).map_err(|error| SessionError::Malformed(error.to_string()))?;
+        if self.streams.get(&(group, to)).is_none_or(|current| current.number != stream) {
+            let Some(replica) = self.inbound.find(group, to) else {
+                self.reply(number, refused(format_args!("replica {to} of group {group} is not here")));
+                return Ok(());
+            };
+            self.streams.insert((group, to), GroupStream::open(stream, &replica, self.replies.clone()));
+        }
+        let Some(current) = self.streams.get(&(group, to)) else { return Ok(()) };
+        let mut unanswered = current.unanswered.lock();
+        if unanswered.ended {
+            drop(unanswered);
+            self.reply(number, refused("the stream has ended"));
+            return Ok(());
+        }
+        unanswered.numbers.push_back(number);
+        current.requests.try_send(append).map_err(|_| SessionError::Overrun)
+    }
+
+    fn collect(&mut self, number: u64, part: &Bytes) -> Result<(), SessionError> {
+        if self.partial.len() >= PARTIAL_REQUESTS && !self.partial.contains_key(&number) {
+            return Err(SessionError::Overrun);
+        }
+        let whole = self.partial.entry(number).or_default();
+        if whole.len() + part.len() > APPEND_BYTES {
+            return Err(SessionError::Overrun);
+        }
+        whole.extend_from_slice(part);
+        Ok(())
+    }
+
+    /// Refusals are advice: the sender gives up at its own deadline when there is no room for one.
+    fn reply(&self, request: u64, append: wire::AppendReply) {
+        let _ = self.replies.try_send(peer::Reply { request, append: Some(append) });
+    }
+}
+
+impl GroupStream {
+    fn open(number: u64, replica: &Replica, replies: mpsc::Sender<peer::Reply>) -> GroupStream {
+        let (requests, queue) = mpsc::channel(STREAM_QUEUE);
+        let unanswered = Arc::new(Mutex::new(Unanswered::default()));
+        let answers = replica.raft.stream_append(tokio_stream::wrappers::ReceiverStream::new(queue));
+        tokio::spawn(relay(answers, unanswered.clone(), replies));
+        GroupStream { number, requests, unanswered }
+    }
+}
+
+/// Sends a group's answers back under their request numbers, then refuses what will not be answered.
+async fn relay<A, E>(answers: A, unanswered: Arc<Mutex<Unanswered>>, replies: mpsc::Sender<peer::Reply>)
+where
+    A: Stream<Item = Result<openraft::raft::StreamAppendResult<Types>, E>>,
+    E: std::fmt::Display,
+    Types: RaftTypeConfig,
+{
+    let mut answers = std::pin::pin!(answers);
+    while let Some(answer) = answers.next().await {
+        let Some(request) = unanswered.lock().numbers.pop_front() else { break };
+        let append = match answer {
+            Ok(result) => append_result_to_wire(result),
+            Err(fatal) => refused(fatal),
+        };
+        if replies.send(peer::Reply { request, append: Some(append) }).await.is_err() {
+            break;
+        }
+    }
+    let left = {
+        let mut unanswered = unanswered.lock();
+        unanswered.ended = true;
+        std::mem::take(&mut unanswered.numbers)
+    };
+    for request in left {
+        let append = Some(refused("the stream has ended"));
+        if replies.send(peer::Reply { request, append }).await.is_err() {
+            break;
+        }
+    }
+}
