@@ -21,6 +21,7 @@
 //! of membership after [`Group::initialize`].
 
 pub mod disk;
+pub mod meta_store;
 pub mod wal;
 
 mod clock;
