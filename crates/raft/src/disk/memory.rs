@@ -141,7 +141,11 @@ impl MemoryDisk {
     /// What a process sees after every process was killed while the machine went on: nothing is lost.
     pub fn kill(&self) -> MemoryDisk {
         let state = self.state.lock();
-        let files = state.files.iter().map(|file| Content { visible: file.visible.clone(), ..file.clone() }).collect();
+        let files = state
+            .files
+            .iter()
+            .map(|file| Content { visible: file.visible.clone(), ..file.clone() })
+            .collect();
         state.reopened(files, state.names.clone())
     }
 

@@ -84,7 +84,10 @@ pub(crate) fn read_exact_at(file: &dyn DiskFile, bytes: usize, offset: u64) -> i
     let mut buf = vec![0; bytes];
     let read = file.read_at(&mut buf, offset)?;
     if read < bytes {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{read} of {bytes} bytes at {offset}")));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("{read} of {bytes} bytes at {offset}"),
+        ));
     }
     Ok(buf)
 }

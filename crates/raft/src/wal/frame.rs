@@ -102,7 +102,11 @@ pub(super) enum RecordError {
 }
 
 /// The record at the start of `bytes`, which stand at `offset` of `segment`, and its size.
-pub(super) fn decode_record(segment: u64, offset: u64, bytes: &[u8]) -> Result<(RecordView<'_>, usize), RecordError> {
+pub(super) fn decode_record(
+    segment: u64,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<(RecordView<'_>, usize), RecordError> {
     let length = u32_at(bytes, 4).ok_or(RecordError::Damaged)? as usize;
     let size = length.checked_add(8).filter(|&size| size >= PREFIX_BYTES && size <= bytes.len());
     let size = size.ok_or(RecordError::Damaged)?;
@@ -116,7 +120,8 @@ pub(super) fn decode_record(segment: u64, offset: u64, bytes: &[u8]) -> Result<(
 }
 
 fn decode_content(kind: u8, rest: &[u8]) -> Option<Content<'_>> {
-    let position = || Some(Position { index: u64_at(rest, 0)?, term: u64_at(rest, 8)?, leader: u64_at(rest, 16)? });
+    let position =
+        || Some(Position { index: u64_at(rest, 0)?, term: u64_at(rest, 8)?, leader: u64_at(rest, 16)? });
     let ends_at = |bytes: usize| (rest.len() == bytes).then_some(());
     Some(match kind {
         KIND_ENTRY => Content::Entry { at: position()?, payload: &rest[POSITION_BYTES..] },

@@ -69,7 +69,12 @@ pub(super) struct Space {
 }
 
 impl Shared {
-    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, config: WalConfig, groups: HashMap<GroupId, Arc<Group>>) -> Shared {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        config: WalConfig,
+        groups: HashMap<GroupId, Arc<Group>>,
+    ) -> Shared {
         Shared {
             queue: Queue::new(config.queue_bytes, config.lazy_sync_interval),
             disk,
@@ -396,7 +401,9 @@ impl Inner {
             }
             self.first += 1;
         }
-        while self.runs.len() > 1 && self.runs[1].first <= self.first || self.slots.is_empty() && !self.runs.is_empty() {
+        while self.runs.len() > 1 && self.runs[1].first <= self.first
+            || self.slots.is_empty() && !self.runs.is_empty()
+        {
             self.runs.pop_front();
         }
         self.purged = Some(to);
@@ -582,7 +589,10 @@ impl GroupLog {
                 Err(error) => {
                     // The segment may have been dropped meanwhile: then the entries moved or are gone.
                     let inner = self.group.inner.lock();
-                    if (first..).zip(&stored).all(|(index, &place)| inner.slot(index) == Some(Slot::Stored(place))) {
+                    if (first..)
+                        .zip(&stored)
+                        .all(|(index, &place)| inner.slot(index) == Some(Slot::Stored(place)))
+                    {
                         return Err(error);
                     }
                     next = first;
@@ -682,15 +692,16 @@ impl Shared {
         for places in places.chunk_by(near) {
             let (Some(from), Some(to)) = (places.first(), places.last()) else { continue };
             let file = self.files.read().get(&from.segment).cloned();
-            let file = file.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the segment was dropped"))?;
+            let file =
+                file.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the segment was dropped"))?;
             let span = (to.offset - from.offset + to.size) as usize;
             let buf = Bytes::from(read_exact_at(&*file, span, from.offset.into())?);
             for place in places {
                 let start = (place.offset - from.offset) as usize;
                 let bytes = buf.slice(start..start + place.size as usize);
                 let damaged = || self.damaged(*place);
-                let (view, size) =
-                    frame::decode_record(place.segment, place.offset.into(), &bytes).map_err(|_| damaged())?;
+                let (view, size) = frame::decode_record(place.segment, place.offset.into(), &bytes)
+                    .map_err(|_| damaged())?;
                 let (Content::Entry { at, payload } | Content::Copy { at, payload }) = view.content else {
                     return Err(damaged());
                 };

@@ -195,7 +195,8 @@ impl Queue {
         }
         let mut state = self.state.lock();
         state.bytes -= bytes;
-        let wakers = if state.bytes < self.limit_bytes { std::mem::take(&mut state.wakers) } else { Vec::new() };
+        let wakers =
+            if state.bytes < self.limit_bytes { std::mem::take(&mut state.wakers) } else { Vec::new() };
         drop(state);
         self.room.notify_all();
         wakers.into_iter().for_each(|wake| wake());
@@ -264,8 +265,12 @@ impl State {
     fn take_committed(&mut self, batch: &mut Vec<Request>) {
         let State { groups, lagging, lagging_since, .. } = self;
         lagging.retain(|id| {
-            let Some(waiting) = groups.get_mut(id).filter(|waiting| waiting.requests.is_empty()) else { return true };
-            batch.extend(waiting.committed.take().map(|(group, committed)| Request::committed(group, committed)));
+            let Some(waiting) = groups.get_mut(id).filter(|waiting| waiting.requests.is_empty()) else {
+                return true;
+            };
+            batch.extend(
+                waiting.committed.take().map(|(group, committed)| Request::committed(group, committed)),
+            );
             false
         });
         *lagging_since = (!lagging.is_empty()).then(Instant::now);

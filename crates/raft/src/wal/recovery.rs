@@ -87,9 +87,15 @@ pub(super) fn recover(disk: Arc<dyn Disk>, dir: PathBuf, config: WalConfig) -> R
     if let Some(Repair { file, offset }) = &repaired {
         tracing::warn!(file = %file.display(), offset, "cut a torn write off the end of the WAL");
     }
-    let report =
-        Recovery { groups: live, entries, frames: replay_frames(&end), segments: segments.files.len().max(1), repaired };
-    let groups = groups.into_iter().map(|(id, state)| (id, Arc::new(Group::new(id, state.into_inner())))).collect();
+    let report = Recovery {
+        groups: live,
+        entries,
+        frames: replay_frames(&end),
+        segments: segments.files.len().max(1),
+        repaired,
+    };
+    let groups =
+        groups.into_iter().map(|(id, state)| (id, Arc::new(Group::new(id, state.into_inner())))).collect();
     let shared = Arc::new(Shared::new(disk.clone(), dir.clone(), config, groups));
     *shared.files.write() = segments.files.iter().map(|(&id, segment)| (id, segment.file.clone())).collect();
     Ok(Recovered { shared, segments, sequence, report })
@@ -144,7 +150,8 @@ impl Scan<'_> {
         for name in self.disk.list(self.dir).map_err(|error| self.io(self.dir, error))? {
             let FileKind::Spare(id) = file_kind(&name) else { continue };
             let path = in_dir(self.dir, &name);
-            let bytes = self.disk.open(&path).and_then(|file| file.len()).map_err(|error| self.io(&path, error))?;
+            let bytes =
+                self.disk.open(&path).and_then(|file| file.len()).map_err(|error| self.io(&path, error))?;
             if bytes == config.segment_bytes && spares.len() < config.spare_segments {
                 spares.push(id);
             } else {
@@ -225,7 +232,8 @@ impl Scan<'_> {
             let next = segment + 1;
             if next <= newest {
                 let next_bytes = self.read(next, &*files[&next])?;
-                let begins = frame_at(next, 0, &next_bytes).and_then(Result::ok).map(|(header, _)| header.sequence);
+                let begins =
+                    frame_at(next, 0, &next_bytes).and_then(Result::ok).map(|(header, _)| header.sequence);
                 if begins.is_some() && begins == expected {
                     (segment, bytes) = (next, next_bytes);
                     continue;
@@ -233,11 +241,12 @@ impl Scan<'_> {
             }
             // The first frame of a log has sequence 1; the first of an older log's oldest segment was synced in any case.
             let lost = expected.unwrap_or(if oldest == 1 { 1 } else { 0 });
-            let mut torn = bytes.get(usize_of(offset)..).is_some_and(|rest| {
-                rest.iter().take(HEADER_BYTES).any(|&byte| byte != 0)
-            });
+            let mut torn = bytes
+                .get(usize_of(offset)..)
+                .is_some_and(|rest| rest.iter().take(HEADER_BYTES).any(|&byte| byte != 0));
             for id in segment..=newest {
-                let bytes = if id == segment { std::mem::take(&mut bytes) } else { self.read(id, &*files[&id])? };
+                let bytes =
+                    if id == segment { std::mem::take(&mut bytes) } else { self.read(id, &*files[&id])? };
                 let from = if id == segment { offset } else { 0 };
                 for header in headers(id, from, &bytes) {
                     torn = true;
@@ -258,7 +267,8 @@ impl Scan<'_> {
                 let reason = "the oldest segment does not begin with a frame".to_owned();
                 return Err(WalError::Corrupt { file: self.path(segment), offset, reason });
             }
-            let unproven = starts.iter().find(|(sequence, _)| *sequence > synced).map_or(offset, |(_, start)| *start);
+            let unproven =
+                starts.iter().find(|(sequence, _)| *sequence > synced).map_or(offset, |(_, start)| *start);
             let sequence = lost - 1;
             return Ok(End { segment, offset, sequence, frames, torn, unproven, oldest });
         }
@@ -304,11 +314,7 @@ fn usize_of(offset: u64) -> usize {
     usize::try_from(offset).expect("segments are at most 4 GiB and were read into memory")
 }
 
-fn frame_at(
-    segment: u64,
-    offset: u64,
-    bytes: &[u8],
-) -> Option<Result<(Header, Vec<PlacedRecord<'_>>), u64>> {
+fn frame_at(segment: u64, offset: u64, bytes: &[u8]) -> Option<Result<(Header, Vec<PlacedRecord<'_>>), u64>> {
     frame::decode_frame(segment, offset, bytes.get(usize_of(offset)..)?)
 }
 
@@ -372,7 +378,8 @@ impl Replay {
         let mut entries = 0;
         for (&group, state) in &self.groups {
             let first = state.purged.map(|purged| purged.index + 1).or(state.entries.keys().next().copied());
-            if let Some((index, _)) = (first.unwrap_or(0)..).zip(state.entries.keys()).find(|(a, b)| a != *b) {
+            if let Some((index, _)) = (first.unwrap_or(0)..).zip(state.entries.keys()).find(|(a, b)| a != *b)
+            {
                 return Err(WalError::Hole { group, index });
             }
             entries += state.entries.len() as u64;

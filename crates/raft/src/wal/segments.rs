@@ -28,7 +28,8 @@ pub(super) enum FileKind {
 pub(super) fn file_kind(name: &str) -> FileKind {
     let id = |prefix: &str| {
         let digits = name.strip_prefix(prefix)?.strip_suffix(".wal")?;
-        let plain = digits.len() == 16 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+        let plain =
+            digits.len() == 16 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
         u64::from_str_radix(digits, 16).ok().filter(|_| plain)
     };
     match (id("segment-"), id("spare-")) {
@@ -116,7 +117,10 @@ impl Segments {
             let path = in_dir(&shared.dir, &file_name(id));
             // A reader that still holds the file must not find the bytes of a later segment in it.
             let unread = Arc::strong_count(&file) == 1;
-            if unread && bytes == shared.config.segment_bytes && self.spares.len() < shared.config.spare_segments {
+            if unread
+                && bytes == shared.config.segment_bytes
+                && self.spares.len() < shared.config.spare_segments
+            {
                 shared.disk.rename(&path, &in_dir(&shared.dir, &spare_name(id)))?;
                 self.spares.push(id);
             } else {

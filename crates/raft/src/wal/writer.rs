@@ -158,7 +158,8 @@ impl Writer {
                     let stored: Vec<_> = records.iter().map(store).collect();
                     entries += records.len() as u64;
                     let first = records.first().map(|record| record.index);
-                    *placed.last_mut().expect("just pushed") = first.map(|first| Placed { first, stamp: *stamp, stored });
+                    *placed.last_mut().expect("just pushed") =
+                        first.map(|first| Placed { first, stamp: *stamp, stored });
                 }
                 Change::Vote(vote) => {
                     builder.vote(group, vote);
@@ -213,7 +214,9 @@ impl Writer {
 
     /// Gives up the segments at the old end that nobody needs.
     fn drop_unneeded(&mut self) -> io::Result<()> {
-        let Some(needed) = self.segments.first_needed().filter(|&needed| needed > self.oldest) else { return Ok(()) };
+        let Some(needed) = self.segments.first_needed().filter(|&needed| needed > self.oldest) else {
+            return Ok(());
+        };
         self.make_room(SMALL_RECORD_BYTES)?;
         let (segment, offset) = self.position();
         let mut builder = FrameBuilder::new(&mut self.buf, segment, offset);
@@ -323,7 +326,9 @@ impl Writer {
 
     /// Writes the frame in the buffer, which ends at `end`.
     fn write(&mut self, end: u64) -> io::Result<()> {
-        let Some((_, segment)) = self.segments.active() else { return Err(io::Error::other("no segment is open")) };
+        let Some((_, segment)) = self.segments.active() else {
+            return Err(io::Error::other("no segment is open"));
+        };
         let begun = Instant::now();
         segment.file.write_at(&self.buf, self.segments.offset)?;
         let counters = &self.shared.counters;
@@ -339,7 +344,9 @@ impl Writer {
 
     /// Everything written so far is on disk when this returns.
     fn sync(&mut self) -> io::Result<()> {
-        let Some((_, segment)) = self.segments.active() else { return Err(io::Error::other("no segment is open")) };
+        let Some((_, segment)) = self.segments.active() else {
+            return Err(io::Error::other("no segment is open"));
+        };
         let begun = Instant::now();
         segment.file.sync_data()?;
         let us = micros_since(begun);

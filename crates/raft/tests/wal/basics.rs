@@ -1,6 +1,5 @@
 //! One behaviour a test.
 
-
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -66,7 +65,8 @@ fn a_read_is_bounded_by_bytes_but_brings_one() {
     }
     for from in [0, 50, 70, 80, 84, 99] {
         assert_eq!(group.read(from..100, 0).unwrap().len(), 1, "from {from}");
-        let indexes: Vec<_> = group.read(from..100, 1000).unwrap().iter().map(|record| record.index).collect();
+        let indexes: Vec<_> =
+            group.read(from..100, 1000).unwrap().iter().map(|record| record.index).collect();
         let wanted: Vec<_> = (from..100).take(indexes.len()).collect();
         assert_eq!(indexes, wanted);
         assert!((5..=10).contains(&indexes.len()) || from == 99, "{} from {from}", indexes.len());

@@ -14,10 +14,10 @@ use kvorum_raft::{
 };
 
 /// The directory of the log on a disk in memory.
-pub const DIR: &str = "/wal";
+pub(crate) const DIR: &str = "/wal";
 
 /// Small segments, no reserve, no waiting for the lazy sync within a test.
-pub fn small() -> WalConfig {
+pub(crate) fn small() -> WalConfig {
     WalConfig {
         segment_bytes: 8 << 10,
         tail_bytes: 2 << 10,
@@ -29,17 +29,17 @@ pub fn small() -> WalConfig {
 }
 
 /// Opens the log in [`DIR`].
-pub fn open_with(disk: &MemoryDisk, config: WalConfig) -> Result<(Wal, Recovery), WalError> {
+pub(crate) fn open_with(disk: &MemoryDisk, config: WalConfig) -> Result<(Wal, Recovery), WalError> {
     Wal::open(Arc::new(disk.clone()), PathBuf::from(DIR), config)
 }
 
 /// Opens the log in [`DIR`], which must work.
-pub fn open(disk: &MemoryDisk) -> Wal {
+pub(crate) fn open(disk: &MemoryDisk) -> Wal {
     open_with(disk, small()).unwrap().0
 }
 
 /// The log's segment files, oldest first.
-pub fn segments(disk: &dyn Disk, dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn segments(disk: &dyn Disk, dir: &Path) -> Vec<PathBuf> {
     let mut names = disk.list(dir).unwrap();
     names.retain(|name| name.starts_with("segment-"));
     names.sort();
@@ -47,39 +47,39 @@ pub fn segments(disk: &dyn Disk, dir: &Path) -> Vec<PathBuf> {
 }
 
 /// A record whose payload is told by its index and term.
-pub fn record(index: u64, term: u64, bytes: usize) -> Record {
+pub(crate) fn record(index: u64, term: u64, bytes: usize) -> Record {
     let payload: Vec<u8> = (0..bytes).map(|at| (index * 31 + term * 7 + at as u64) as u8).collect();
     Record { index, term, leader: term % 3, payload: Bytes::from(payload), local: None }
 }
 
 /// The records of a range of indexes.
-pub fn records(indexes: std::ops::Range<u64>, term: u64, bytes: usize) -> Vec<Record> {
+pub(crate) fn records(indexes: std::ops::Range<u64>, term: u64, bytes: usize) -> Vec<Record> {
     indexes.map(|index| record(index, term, bytes)).collect()
 }
 
 /// What of a record is on disk.
-pub fn plain(record: &Record) -> (u64, u64, u64, Bytes) {
+pub(crate) fn plain(record: &Record) -> (u64, u64, u64, Bytes) {
     (record.index, record.term, record.leader, record.payload.clone())
 }
 
 /// An acknowledgement that can be waited for.
-pub struct Ack(mpsc::Receiver<io::Result<()>>);
+pub(crate) struct Ack(mpsc::Receiver<io::Result<()>>);
 
 impl Ack {
     /// A callback and what it answers to.
-    pub fn new() -> (Done, Ack) {
+    pub(crate) fn new() -> (Done, Ack) {
         let (sender, receiver) = mpsc::channel();
         (Box::new(move |result| drop(sender.send(result))), Ack(receiver))
     }
 
     /// Waits for the callback.
-    pub fn wait(self) -> io::Result<()> {
+    pub(crate) fn wait(self) -> io::Result<()> {
         self.0.recv_timeout(Duration::from_secs(30)).expect("the callback is called within 30 s")
     }
 }
 
 /// The calls of a group log, waiting for their acknowledgement.
-pub trait Sync {
+pub(crate) trait Sync {
     /// [`GroupLog::append`].
     fn append_now(&self, records: Vec<Record>) -> io::Result<()>;
     /// [`GroupLog::save_vote`].
@@ -123,6 +123,6 @@ impl Sync for GroupLog {
 }
 
 /// A position.
-pub fn at(index: u64, term: u64) -> Position {
+pub(crate) fn at(index: u64, term: u64) -> Position {
     Position { index, term, leader: term % 3 }
 }
