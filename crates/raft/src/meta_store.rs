@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_damaged_store_is_set_aside_and_rebuilt_empty() {
-        for (damage, file) in [(&b"garbage"[..], "conf"), (&[0xff; 4096][..], "db")] {
+        for (damage, file) in [(&b"garbage, long enough to be read"[..], "conf"), (&[0xff; 4096][..], "db")] {
             let dir = tempfile::tempdir().unwrap();
             exercise(&SledMetaStore::open(dir.path()).unwrap());
             fs::write(dir.path().join("meta.sled").join(file), damage).unwrap();
