@@ -6,7 +6,7 @@ Fails by exception; prints one line at the end.
 import sys
 
 import redis
-from redis.cluster import RedisCluster
+from redis.cluster import LoadBalancingStrategy, RedisCluster
 from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, ResponseError
 
@@ -70,7 +70,8 @@ def main(host, port):
     assert client.info(target_nodes=primaries[0])["redis_mode"] == "cluster"
 
     # Reads from replicas.
-    reader = RedisCluster(host=host, port=port, read_from_replicas=True, decode_responses=True)
+    round_robin = LoadBalancingStrategy.ROUND_ROBIN
+    reader = RedisCluster(host=host, port=port, load_balancing_strategy=round_robin, decode_responses=True)
     assert client.wait(2, 5000, target_nodes=client.get_node_from_key("py:0")) >= 1
     values = {reader.get("py:1") for _ in range(30)}
     assert values == {"1"}, values

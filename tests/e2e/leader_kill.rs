@@ -29,9 +29,7 @@ async fn acknowledged_writes_survive_the_death_of_a_leader() -> Result<()> {
     writers.progress(500, RESUME_LIMIT + Duration::from_secs(5)).await;
     let written = writers.stop().await;
 
-    // What was acknowledged within moments of the kill may have been on its way already: the longest pause tells.
-    let times: Vec<Instant> = written.acknowledged.iter().map(|(at, _)| *at).collect();
-    let pause = times.windows(2).filter(|w| w[1] > killed_at).map(|w| w[1] - w[0]).max().unwrap_or_default();
+    let pause = written.resumed_after(killed_at).unwrap_or(Duration::MAX);
     eprintln!(
         "leader_kill: writes resumed after {pause:?}; {} acknowledged, {} unknown, {} refused",
         written.ledger.acknowledged(),

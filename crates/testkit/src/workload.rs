@@ -34,6 +34,23 @@ pub struct Written {
     pub acknowledged: Vec<(Instant, String)>,
 }
 
+impl Written {
+    /// How long after `moment` the longest pause ended in which nothing was acknowledged: after the death of a
+    /// leader, when writes resumed. Acknowledgements that were on their way at that moment do not count as
+    /// resumption. `None` when nothing was acknowledged afterwards.
+    pub fn resumed_after(&self, moment: Instant) -> Option<Duration> {
+        let mut longest = (Duration::ZERO, None);
+        let mut before = moment;
+        for (at, _) in self.acknowledged.iter().filter(|(at, _)| *at > moment) {
+            if *at - before >= longest.0 {
+                longest = (*at - before, Some(*at - moment));
+            }
+            before = *at;
+        }
+        longest.1
+    }
+}
+
 impl Writers {
     /// Starts `count` writers, each with a client and with keys of its own: `{name}:{writer}:{n}`.
     pub fn start(name: &str, count: usize, client: impl Fn() -> Client, random: &mut Random) -> Writers {

@@ -1,2 +1,74 @@
-//! xtask
-fn main() {}
+//! Project tasks: `cargo xtask <task>`.
+//!
+//! | task | what |
+//! |---|---|
+//! | `ci` | format, clippy, docs, then `test`: what has to pass before anything is handed in |
+//! | `test` | every test there is, on the built binary too, with the minutes of each lane |
+//! | `prepare` | what the tests need besides Rust: Redis's programs, Python with redis-py |
+//! | `bench cluster` | throughput against a real Redis, in one interleaved run |
+//! | `failover` | how long writes pause when a leader dies, and that none is lost |
+
+#![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
+
+mod bench;
+mod failover;
+mod lanes;
+mod tools;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Format check, clippy, docs, then `test`
+    Ci,
+    /// Everything that tests: prepares, builds the binary once, runs all lanes and prints the minutes of each
+    Test(lanes::Args),
+    /// Installs what the tests need, or says how
+    Prepare,
+    /// Measures
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Kills leaders under writes; prints how long writes pause; fails when one is lost or the median is above 2 s
+    Failover(failover::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// SET and GET on a cluster of three servers, as ratios to a single redis-server in the same run
+    Cluster(bench::Args),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Ci => lanes::ci(),
+        Task::Test(args) => lanes::test(&args),
+        Task::Prepare => tools::prepare().map(drop),
+        Task::Bench(Bench::Cluster(args)) => block_on(bench::cluster(&args)),
+        Task::Failover(args) => block_on(failover::run(&args)),
+    }
+}
+
+/// Runs on this thread, which server processes watch: they end when it ends.
+fn block_on(task: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(task)
+}
