@@ -1,0 +1,262 @@
+//! CLIENT: what a connection says about itself, and what is known of the others.
+
+use super::{Next, Replies, Session, integer};
+use crate::clients::Client;
+use crate::port::Place;
+use crate::resp::RespSink;
+use kvorum_keyspace::{Args, Command, Error, Outcome, Sink};
+use std::sync::Arc;
+use std::time::Instant;
+
+const HELP: &[&str] = &[
+    "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "GETNAME",
+    "    Return the name of the current connection.",
+    "ID",
+    "    Return the ID of the current connection.",
+    "INFO",
+    "    Return information about the current client connection.",
+    "KILL <ip:port>",
+    "    Kill connection made from <ip:port>.",
+    "KILL <option> <value> [<option> <value> [...]]",
+    "    Kill connections. Options are:",
+    "    * ADDR <ip:port>",
+    "      Kill connections made from the specified address",
+    "    * ID <client-id>",
+    "      Kill the connection of that ID.",
+    "    * LADDR <ip:port>",
+    "      Kill connections made to specified local address",
+    "    * TYPE (NORMAL|MASTER|REPLICA|PUBSUB)",
+    "      Kill connections by type.",
+    "    * USER <username>",
+    "      Kill connections authenticated by <username>.",
+    "    * SKIPME (YES|NO)",
+    "      Skip killing current connection (default: yes).",
+    "LIST [options ...]",
+    "    Return information about client connections. Options:",
+    "    * ID <client-id> [<client-id> ...]",
+    "      Return the clients of these IDs.",
+    "    * TYPE (NORMAL|MASTER|REPLICA|PUBSUB)",
+    "      Return clients of specified type.",
+    "REPLY (ON|OFF|SKIP)",
+    "    Control the replies sent to the current connection.",
+    "SETINFO <option> <value>",
+    "    Set client meta attr. Options are:",
+    "    * LIB-NAME: the client lib name.",
+    "    * LIB-VER: the client lib version.",
+    "SETNAME <name>",
+    "    Assign the name <name> to the current connection.",
+    "NO-EVICT (ON|OFF)",
+    "    Protect current client connection from eviction.",
+    "NO-TOUCH (ON|OFF)",
+    "    Will not touch LRU/LFU stats when this mode is on.",
+    "HELP",
+    "    Prints this help.",
+];
+
+impl Session {
+    pub(super) fn client_command(
+        &mut self,
+        command: &Command,
+        args: Args<'_>,
+        place: Place<'_>,
+        out: &mut RespSink,
+    ) -> Result<Next, Error> {
+        match command.subname() {
+            "id" => out.int(i64::try_from(self.client.id).unwrap_or(i64::MAX)),
+            "getname" if self.name.is_empty() => out.null(),
+            "getname" => out.bulk(&self.name),
+            "setname" => {
+                check_name(args[2], "Client names")?;
+                self.set_name(args[2]);
+                out.ok();
+            }
+            "setinfo" => self.set_info(args, out)?,
+            "info" => out.verbatim("txt", format!("{}\n", self.client.describe(Instant::now())).as_bytes()),
+            "list" => list(args, place, out)?,
+            "kill" => return self.kill(args, place, out),
+            "no-evict" => {
+                let on = on_or_off(args[2])?;
+                self.client.update(|profile| profile.no_evict = on);
+                out.ok();
+            }
+            "no-touch" => {
+                let on = on_or_off(args[2])?;
+                self.client.update(|profile| profile.no_touch = on);
+                out.ok();
+            }
+            "reply" => self.reply(args[2], out)?,
+            "help" => out.help(HELP),
+            other => {
+                let text = format!("ERR CLIENT {} is not supported", other.to_ascii_uppercase());
+                return Err(Error::one_line(text));
+            }
+        }
+        Ok(Next::Continue)
+    }
+
+    fn set_info(&mut self, args: Args<'_>, out: &mut RespSink) -> Outcome {
+        let value = args[3].to_vec();
+        if args[2].eq_ignore_ascii_case(b"lib-name") {
+            check_name(args[3], "lib-name")?;
+            self.client.update(|profile| profile.lib_name = value);
+        } else if args[2].eq_ignore_ascii_case(b"lib-ver") {
+            check_name(args[3], "lib-ver")?;
+            self.client.update(|profile| profile.lib_ver = value);
+        } else {
+            let text = format!("ERR Unrecognized option '{}'", String::from_utf8_lossy(args[2]));
+            return Err(Error::one_line(text));
+        }
+        out.ok();
+        Ok(())
+    }
+
+    fn reply(&mut self, mode: &[u8], out: &mut RespSink) -> Outcome {
+        if mode.eq_ignore_ascii_case(b"on") {
+            self.replies = Replies::On;
+            self.muted = false;
+            out.ok();
+        } else if mode.eq_ignore_ascii_case(b"off") {
+            self.replies = Replies::Off;
+            self.muted = true;
+        } else if mode.eq_ignore_ascii_case(b"skip") {
+            if self.replies == Replies::On {
+                self.replies = Replies::SkipNext;
+            }
+            self.muted = true;
+        } else {
+            return Err(Error::SYNTAX);
+        }
+        Ok(())
+    }
+
+    fn kill(&self, args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Result<Next, Error> {
+        let (filter, by_address) = match &args[2..] {
+            [address] => (Filter { addr: Some(address), skip_me: false, ..Filter::default() }, true),
+            options => (Filter::parse(options)?, false),
+        };
+        let mut killed = 0;
+        let mut next = Next::Continue;
+        for client in place.port.clients.all().into_iter().filter(|client| filter.matches(client, &self.client)) {
+            killed += 1;
+            if client.id == self.client.id {
+                // The reply comes first.
+                next = Next::Close;
+            } else {
+                client.kill();
+            }
+        }
+        match (by_address, killed) {
+            (true, 0) => return Err(Error::new("ERR No such client")),
+            (true, _) => out.ok(),
+            (false, killed) => out.int(killed),
+        }
+        Ok(next)
+    }
+}
+
+/// Options of CLIENT KILL.
+#[derive(Debug)]
+struct Filter<'a> {
+    addr: Option<&'a [u8]>,
+    laddr: Option<&'a [u8]>,
+    id: Option<u64>,
+    normal: bool,
+    default_user: bool,
+    skip_me: bool,
+}
+
+impl Default for Filter<'_> {
+    fn default() -> Self {
+        Filter { addr: None, laddr: None, id: None, normal: true, default_user: true, skip_me: true }
+    }
+}
+
+impl<'a> Filter<'a> {
+    fn parse(options: &[&'a [u8]]) -> Result<Filter<'a>, Error> {
+        let mut filter = Filter::default();
+        for option in options.chunks(2) {
+            let &[name, value] = option else { return Err(Error::SYNTAX) };
+            match name.to_ascii_lowercase().as_slice() {
+                b"id" => {
+                    let id = integer(value).ok().and_then(|id| u64::try_from(id).ok()).filter(|&id| id > 0);
+                    filter.id = Some(id.ok_or(Error::new("ERR client-id should be greater than 0"))?);
+                }
+                b"addr" => filter.addr = Some(value),
+                b"laddr" => filter.laddr = Some(value),
+                b"type" => filter.normal = is_normal(value)?,
+                b"user" if value == b"default" => filter.default_user = true,
+                b"user" => {
+                    let text = format!("ERR No such user '{}'", String::from_utf8_lossy(value));
+                    return Err(Error::one_line(text));
+                }
+                b"skipme" if value.eq_ignore_ascii_case(b"yes") => filter.skip_me = true,
+                b"skipme" if value.eq_ignore_ascii_case(b"no") => filter.skip_me = false,
+                _ => return Err(Error::SYNTAX),
+            }
+        }
+        Ok(filter)
+    }
+
+    fn matches(&self, client: &Client, me: &Arc<Client>) -> bool {
+        self.normal
+            && self.default_user
+            && self.addr.is_none_or(|addr| addr == client.peer.to_string().as_bytes())
+            && self.laddr.is_none_or(|addr| addr == client.local.to_string().as_bytes())
+            && self.id.is_none_or(|id| id == client.id)
+            && !(self.skip_me && client.id == me.id)
+    }
+}
+
+/// CLIENT LIST [TYPE type] [ID id …]
+fn list(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+    let all = place.port.clients.all();
+    let shown = match &args[2..] {
+        [] => all,
+        [option, kind] if option.eq_ignore_ascii_case(b"type") => {
+            if is_normal(kind)? { all } else { Vec::new() }
+        }
+        [option, ids @ ..] if option.eq_ignore_ascii_case(b"id") && !ids.is_empty() => {
+            let invalid = |_| Error::new("ERR Invalid client ID");
+            let ids = ids.iter().map(|id| integer(id)).collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+            all.into_iter()
+                .filter(|client| ids.iter().any(|&id| u64::try_from(id) == Ok(client.id)))
+                .collect()
+        }
+        _ => return Err(Error::SYNTAX),
+    };
+    let now = Instant::now();
+    let lines: String = shown.iter().map(|client| client.describe(now) + "\n").collect();
+    out.verbatim("txt", lines.as_bytes());
+    Ok(())
+}
+
+/// Whether clients of this type exist here: all are normal.
+fn is_normal(kind: &[u8]) -> Result<bool, Error> {
+    match kind.to_ascii_lowercase().as_slice() {
+        b"normal" => Ok(true),
+        b"master" | b"replica" | b"slave" | b"pubsub" => Ok(false),
+        _ => {
+            let text = format!("ERR Unknown client type '{}'", String::from_utf8_lossy(kind));
+            Err(Error::one_line(text))
+        }
+    }
+}
+
+fn on_or_off(text: &[u8]) -> Result<bool, Error> {
+    if text.eq_ignore_ascii_case(b"on") {
+        Ok(true)
+    } else if text.eq_ignore_ascii_case(b"off") {
+        Ok(false)
+    } else {
+        Err(Error::SYNTAX)
+    }
+}
+
+/// Names stand in the lines of CLIENT LIST, so they are printable and have no blanks.
+pub(super) fn check_name(name: &[u8], what: &str) -> Outcome {
+    if name.iter().all(|byte| (b'!'..=b'~').contains(byte)) {
+        return Ok(());
+    }
+    Err(Error::one_line(format!("ERR {what} cannot contain spaces, newlines or special characters.")))
+}

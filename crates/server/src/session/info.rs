@@ -1,0 +1,377 @@
+//! INFO: Redis's sections and fields, as far as they have a true value here, and a section `raft`.
+//!
+//! One port is one node, so clients, stats, keyspace, commandstats and the data's memory are the port's.
+//! Process id, resident memory and CPU time are the whole process's: the ports of one server share them.
+
+use super::server::others;
+use crate::port::{KeyspaceFacts, Place, REDIS_VERSION, Standing, wall_time};
+use crate::resp::RespSink;
+use crate::stats::KeyspaceCounts;
+use kvorum_cluster::{Durability, Mode};
+use kvorum_keyspace::{Args, Sink};
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Sections in their order, and whether a plain INFO shows them.
+const SECTIONS: [(&str, bool, fn(&Facts<'_>) -> String); 13] = [
+    ("server", true, server),
+    ("clients", true, clients),
+    ("memory", true, memory),
+    ("persistence", true, persistence),
+    ("stats", true, stats),
+    ("replication", true, replication),
+    ("cpu", true, cpu),
+    ("modules", true, |_| "# Modules\r\n".to_owned()),
+    ("commandstats", false, commandstats),
+    ("errorstats", true, errorstats),
+    ("cluster", true, cluster),
+    ("keyspace", true, keyspace),
+    ("raft", true, raft),
+];
+
+/// What the sections are made of.
+struct Facts<'a> {
+    place: Place<'a>,
+    keyspace: KeyspaceFacts,
+    counts: KeyspaceCounts,
+    standing: Standing,
+}
+
+/// INFO [section …]
+pub(super) fn info(args: Args<'_>, place: Place<'_>, out: &mut RespSink) {
+    let keyspace = place.replica.map(|replica| replica.keyspace()).unwrap_or_default();
+    let facts = Facts {
+        place,
+        counts: place.port.stats.since_reset(keyspace.counts),
+        keyspace,
+        standing: place.replica.map(|replica| replica.standing()).unwrap_or_default(),
+    };
+    let asked = &args[1..];
+    let is = |name: &str| asked.iter().any(|arg| arg.eq_ignore_ascii_case(name.as_bytes()));
+    let (all, default) = (is("all") || is("everything"), asked.is_empty() || is("default"));
+    let sections: Vec<String> = SECTIONS
+        .iter()
+        .filter(|(name, by_default, _)| all || default && *by_default || is(name))
+        .map(|(_, _, section)| section(&facts))
+        .collect();
+    out.verbatim("txt", sections.join("\r\n").as_bytes());
+}
+
+/// A section of `name:value` lines.
+fn section(title: &str, fields: &[(&str, &dyn std::fmt::Display)]) -> String {
+    let mut text = format!("# {title}\r\n");
+    for (name, value) in fields {
+        write!(text, "{name}:{value}\r\n").expect("a String takes everything");
+    }
+    text
+}
+
+fn server(facts: &Facts<'_>) -> String {
+    let port = facts.place.port;
+    let uptime = port.started.elapsed().as_secs();
+    let executable = std::env::current_exe().map(|path| path.display().to_string()).unwrap_or_default();
+    let mode = match facts.place.mode() {
+        Mode::Cluster => "cluster",
+        Mode::Standalone => "standalone",
+    };
+    section(
+        "Server",
+        &[
+            ("redis_version", &REDIS_VERSION),
+            ("redis_git_sha1", &"00000000"),
+            ("redis_git_dirty", &0),
+            ("redis_build_id", &"0000000000000000"),
+            ("redis_mode", &mode),
+            ("kvorum_version", &env!("CARGO_PKG_VERSION")),
+            ("os", &operating_system()),
+            ("arch_bits", &usize::BITS),
+            ("monotonic_clock", &"POSIX clock_gettime"),
+            ("multiplexing_api", &"epoll"),
+            ("process_id", &std::process::id()),
+            ("process_supervised", &"no"),
+            ("run_id", &port.run_id),
+            ("tcp_port", &port.number),
+            ("server_time_usec", &wall_time().as_micros()),
+            ("uptime_in_seconds", &uptime),
+            ("uptime_in_days", &(uptime / 86_400)),
+            ("hz", &10),
+            ("configured_hz", &10),
+            ("executable", &executable),
+            ("config_file", &""),
+            ("io_threads_active", &0),
+        ],
+    )
+}
+
+fn clients(facts: &Facts<'_>) -> String {
+    let port = facts.place.port;
+    section(
+        "Clients",
+        &[
+            ("connected_clients", &port.clients.len()),
+            ("cluster_connections", &0),
+            ("maxclients", &port.settings.maxclients.load(Ordering::Relaxed)),
+            ("blocked_clients", &0),
+            ("tracking_clients", &0),
+            ("clients_in_timeout_table", &0),
+        ],
+    )
+}
+
+fn memory(facts: &Facts<'_>) -> String {
+    static PEAK: AtomicU64 = AtomicU64::new(0);
+    let used = facts.keyspace.used_bytes;
+    let resident = resident_bytes();
+    let peak = PEAK.fetch_max(resident, Ordering::Relaxed).max(resident);
+    let total = total_memory_bytes();
+    section(
+        "Memory",
+        &[
+            ("used_memory", &used),
+            ("used_memory_human", &human(used)),
+            ("used_memory_rss", &resident),
+            ("used_memory_rss_human", &human(resident)),
+            ("used_memory_rss_peak", &peak),
+            ("used_memory_dataset", &used),
+            ("total_system_memory", &total),
+            ("total_system_memory_human", &human(total)),
+            ("maxmemory", &0),
+            ("maxmemory_human", &"0B"),
+            ("maxmemory_policy", &"noeviction"),
+            ("mem_allocator", &"mimalloc"),
+        ],
+    )
+}
+
+fn persistence(facts: &Facts<'_>) -> String {
+    let durability = facts.place.replica.map(|replica| replica.view().topology.durability);
+    let name = durability.map(|durability| durability.to_string()).unwrap_or_default();
+    let synced = !matches!(durability, Some(Durability::None));
+    let status = if facts.standing.failed.is_some() { "err" } else { "ok" };
+    section(
+        "Persistence",
+        &[
+            ("loading", &0),
+            ("async_loading", &0),
+            ("rdb_changes_since_last_save", &facts.keyspace.sequence),
+            ("rdb_bgsave_in_progress", &0),
+            ("rdb_last_bgsave_status", &"ok"),
+            ("rdb_saves", &0),
+            ("aof_enabled", &u8::from(synced)),
+            ("aof_rewrite_in_progress", &0),
+            ("aof_rewrite_scheduled", &0),
+            ("aof_last_write_status", &status),
+            ("durability", &name),
+        ],
+    )
+}
+
+fn stats(facts: &Facts<'_>) -> String {
+    let stats = &facts.place.port.stats;
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let [commands, input, output] = stats.rates();
+    let kilobits = |bytes: u64| format!("{:.2}", bytes as f64 / 1024.0);
+    section(
+        "Stats",
+        &[
+            ("total_connections_received", &get(&stats.connections_received)),
+            ("total_commands_processed", &get(&stats.commands_processed)),
+            ("instantaneous_ops_per_sec", &commands),
+            ("total_net_input_bytes", &get(&stats.input_bytes)),
+            ("total_net_output_bytes", &get(&stats.output_bytes)),
+            ("instantaneous_input_kbps", &kilobits(input)),
+            ("instantaneous_output_kbps", &kilobits(output)),
+            ("rejected_connections", &get(&stats.connections_rejected)),
+            ("expired_keys", &facts.counts.expired),
+            ("evicted_keys", &0),
+            ("evicted_clients", &0),
+            ("keyspace_hits", &facts.counts.hits),
+            ("keyspace_misses", &facts.counts.misses),
+            ("pubsub_channels", &0),
+            ("pubsub_patterns", &0),
+            ("pubsubshard_channels", &0),
+            ("tracking_total_keys", &0),
+            ("tracking_total_items", &0),
+            ("tracking_total_prefixes", &0),
+            ("total_error_replies", &get(&stats.error_replies)),
+            ("total_reads_processed", &get(&stats.reads)),
+            ("total_writes_processed", &get(&stats.writes)),
+            ("unknown_outcomes", &get(&stats.unknown_outcomes)),
+            ("failover_holds", &get(&stats.holds)),
+        ],
+    )
+}
+
+fn replication(facts: &Facts<'_>) -> String {
+    let standing = &facts.standing;
+    let replication_id = format!("{:040x}", standing.term);
+    let none = "0".repeat(40);
+    let mut text = "# Replication\r\n".to_owned();
+    let mut field = |name: &str, value: &dyn std::fmt::Display| {
+        write!(text, "{name}:{value}\r\n").expect("a String takes everything");
+    };
+    let mut offset = standing.committed;
+    let view = facts.place.replica.map(|replica| (replica.view(), replica.id()));
+    let shard = view.as_ref().and_then(|(view, me)| Some((view, *me, view.topology.replica(*me)?.0)));
+    match shard {
+        None => {
+            field("role", &"master");
+            field("connected_slaves", &0);
+        }
+        Some((view, me, shard)) if view.master(shard).id == me => {
+            let followers = others(view, shard, view.master(shard));
+            field("role", &"master");
+            field("connected_slaves", &followers.len());
+            for (n, (other, host, port)) in followers.iter().enumerate() {
+                let matched = standing.matched.get(&other.id.0).copied().unwrap_or(0);
+                field(
+                    &format!("slave{n}"),
+                    &format_args!("ip={host},port={port},state=online,offset={matched},lag=0"),
+                );
+            }
+        }
+        Some((view, _, shard)) => {
+            let master = view.master(shard);
+            let (host, port) = view.topology.address(master.id).unwrap_or(("", 0));
+            let up = standing.leader == Some(master.id.0);
+            offset = standing.applied;
+            field("role", &"slave");
+            field("master_host", &host);
+            field("master_port", &port);
+            field("master_link_status", &if up { "up" } else { "down" });
+            field("master_last_io_seconds_ago", &standing.heard_ago.map_or(0, |ago| ago.as_secs()));
+            field("master_sync_in_progress", &0);
+            field("slave_read_repl_offset", &standing.last);
+            field("slave_repl_offset", &standing.applied);
+            field("slave_priority", &100);
+            field("slave_read_only", &1);
+            field("replica_announced", &1);
+            field("connected_slaves", &0);
+        }
+    }
+    field("master_failover_state", &"no-failover");
+    field("master_replid", &replication_id);
+    field("master_replid2", &none);
+    field("master_repl_offset", &offset);
+    field("second_repl_offset", &-1);
+    text
+}
+
+fn cpu(_: &Facts<'_>) -> String {
+    let (user, system) = cpu_seconds();
+    section(
+        "CPU",
+        &[
+            ("used_cpu_sys", &format_args!("{system:.6}")),
+            ("used_cpu_user", &format_args!("{user:.6}")),
+            ("used_cpu_sys_children", &"0.000000"),
+            ("used_cpu_user_children", &"0.000000"),
+        ],
+    )
+}
+
+fn commandstats(facts: &Facts<'_>) -> String {
+    let mut text = "# Commandstats\r\n".to_owned();
+    for command in facts.place.port.stats.commands() {
+        let per_call = command.micros as f64 / command.calls.max(1) as f64;
+        let line = write!(
+            text,
+            "cmdstat_{}:calls={},usec={},usec_per_call={per_call:.2},rejected_calls={},failed_calls={}\r\n",
+            command.name, command.calls, command.micros, command.rejected, command.failed,
+        );
+        line.expect("a String takes everything");
+    }
+    text
+}
+
+fn errorstats(facts: &Facts<'_>) -> String {
+    let mut text = "# Errorstats\r\n".to_owned();
+    for (code, count) in facts.place.port.stats.errors() {
+        write!(text, "errorstat_{code}:count={count}\r\n").expect("a String takes everything");
+    }
+    text
+}
+
+fn cluster(facts: &Facts<'_>) -> String {
+    section("Cluster", &[("cluster_enabled", &u8::from(facts.place.mode() == Mode::Cluster))])
+}
+
+fn keyspace(facts: &Facts<'_>) -> String {
+    let mut text = "# Keyspace\r\n".to_owned();
+    for (db, (keys, expiring)) in facts.keyspace.databases.iter().enumerate().filter(|(_, (keys, _))| *keys > 0) {
+        write!(text, "db{db}:keys={keys},expires={expiring},avg_ttl=0\r\n").expect("a String takes everything");
+    }
+    text
+}
+
+fn raft(facts: &Facts<'_>) -> String {
+    let Some(replica) = facts.place.replica else { return "# Raft\r\nraft_role:none\r\n".to_owned() };
+    let standing = &facts.standing;
+    let view = replica.view();
+    let shard = view.topology.replica(replica.id()).map(|(shard, _)| shard.id.0);
+    let leader = standing.leader.and_then(|leader| {
+        let (host, port) = view.topology.address(kvorum_cluster::ReplicaId(leader))?;
+        Some(format!("{host}:{port}"))
+    });
+    let lag = standing.committed.saturating_sub(standing.applied);
+    section(
+        "Raft",
+        &[
+            ("raft_role", &standing.role),
+            ("raft_serves", &u8::from(standing.serves)),
+            ("raft_term", &standing.term),
+            ("raft_leader", &leader.unwrap_or_else(|| "-".to_owned())),
+            ("raft_last_log_index", &standing.last),
+            ("raft_commit_index", &standing.committed),
+            ("raft_applied_index", &standing.applied),
+            ("raft_apply_lag_entries", &lag),
+            ("raft_shard", &shard.map_or(-1, i32::from)),
+            ("raft_replica", &replica.id()),
+            ("raft_topology_version", &view.topology.version),
+        ],
+    )
+}
+
+/// Bytes as Redis shows them to people.
+fn human(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
+    match UNITS.iter().find(|(size, _)| bytes >= *size) {
+        Some((size, unit)) => format!("{:.2}{unit}", bytes as f64 / *size as f64),
+        None => format!("{bytes}B"),
+    }
+}
+
+fn operating_system() -> String {
+    let read = |name: &str| {
+        std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default().trim().to_owned()
+    };
+    format!("{} {} {}", read("ostype"), read("osrelease"), std::env::consts::ARCH)
+}
+
+/// The `n`-th number of a line of numbers in /proc, 0 when it is not there.
+fn proc_number(text: &str, n: usize) -> u64 {
+    text.split_ascii_whitespace().nth(n).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Page size and clock tick of every Linux we run on.
+const PAGE_BYTES: u64 = 4096;
+const TICKS_PER_SECOND: f64 = 100.0;
+
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    proc_number(&pages, 1) * PAGE_BYTES
+}
+
+fn total_memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines().find(|line| line.starts_with("MemTotal:")).map_or(0, |line| proc_number(line, 1) * 1024)
+}
+
+/// CPU time of the process in user and in kernel mode.
+fn cpu_seconds() -> (f64, f64) {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The command's name, in parentheses, may hold blanks.
+    let numbers = text.rsplit_once(')').map_or("", |(_, numbers)| numbers);
+    let seconds = |n| proc_number(numbers, n) as f64 / TICKS_PER_SECOND;
+    (seconds(11), seconds(12))
+}

@@ -1,0 +1,354 @@
+//! One client's session, without IO: what it has told us, and the commands about the connection, the server
+//! and the cluster.
+//!
+//! Contract: [`Session::on_request`] says what to do with a request; a command of the session's own is then run
+//! by [`Session::serve`], which writes one reply and says how the connection goes on. Commands that look at the
+//! data or at the cluster are to be served after everything before them has been answered
+//! ([`Action::Serve`]'s `in_order`), so that `SET` and then `INFO` agree.
+//!
+//! Left out: users and passwords (a client is authenticated from the start), MULTI, subscriptions.
+
+mod client;
+mod cluster;
+mod info;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use crate::clients::Client;
+use crate::port::Place;
+use crate::resp::{Protocol, RespSink};
+use kvorum_cluster::Mode;
+use kvorum_keyspace::{Args, Command, Error, Outcome, Run, Sink, introspect, lookup, unknown_command};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// State of one client.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// The selected database.
+    pub(crate) db: u16,
+    /// Whether READONLY was given: reads may be served by a follower.
+    pub(crate) readonly: bool,
+    protocol: Protocol,
+    name: Vec<u8>,
+    replies: Replies,
+    /// Whether the reply to the current request is wanted.
+    muted: bool,
+    client: Arc<Client>,
+}
+
+/// CLIENT REPLY.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Replies {
+    On,
+    Off,
+    /// Off for the next request only.
+    SkipNext,
+}
+
+/// What to do with a request.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Run it on the keyspace.
+    Run(&'static Command),
+    /// Let [`Session::serve`] answer it.
+    Serve {
+        /// The command, or its subcommand.
+        command: &'static Command,
+        /// Only when everything before it has been answered.
+        in_order: bool,
+    },
+    /// It cannot run: the error is its reply.
+    Refuse {
+        /// The command, when there is one of that name.
+        command: Option<&'static Command>,
+        /// Why.
+        error: Error,
+    },
+}
+
+/// How a connection goes on after a command of the session's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Next {
+    /// With the next request.
+    Continue,
+    /// Not at all, once all replies are written.
+    Close,
+    /// With a reply that takes time: how many replicas have everything so far.
+    Wait {
+        /// Do not wait for more replicas than these.
+        replicas: usize,
+        /// Do not wait longer; `None` for as long as it takes.
+        patience: Option<Duration>,
+    },
+}
+
+impl Session {
+    /// A client that has not said anything yet.
+    pub(crate) fn new(client: Arc<Client>) -> Session {
+        Session {
+            db: 0,
+            readonly: false,
+            protocol: Protocol::Resp2,
+            name: Vec::new(),
+            replies: Replies::On,
+            muted: false,
+            client,
+        }
+    }
+
+    /// The version of RESP to answer in.
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Whether the client wants no reply to the request that was seen or served last.
+    pub(crate) fn is_muted(&self) -> bool {
+        self.muted
+    }
+
+    /// Looks at a request. `args` is not empty.
+    pub(crate) fn on_request(&mut self, args: Args<'_>) -> Action {
+        self.muted = match self.replies {
+            Replies::On => false,
+            Replies::Off => true,
+            Replies::SkipNext => {
+                self.replies = Replies::On;
+                true
+            }
+        };
+        let Some(top) = lookup(args[0]) else {
+            return Action::Refuse { command: None, error: unknown_command(args) };
+        };
+        let command = match top.resolve(args) {
+            Ok(command) => command,
+            Err(error) => return Action::Refuse { command: None, error },
+        };
+        if let Err(error) = command.check_arity(args) {
+            return Action::Refuse { command: Some(command), error };
+        }
+        match command.run {
+            Run::Read(_) | Run::Write(_) => Action::Run(command),
+            Run::Server => Action::Serve { command, in_order: is_in_order(top) },
+        }
+    }
+
+    /// Answers a command of the session's own; one reply goes to `out`, except where the answer is
+    /// [`Next::Wait`] or the client asked for none.
+    pub(crate) fn serve(
+        &mut self,
+        command: &'static Command,
+        args: Args<'_>,
+        place: Place<'_>,
+        out: &mut RespSink,
+    ) -> Next {
+        match self.try_serve(command, args, place, out) {
+            Ok(next) => next,
+            Err(error) => {
+                out.error(error.text());
+                Next::Continue
+            }
+        }
+    }
+
+    fn try_serve(
+        &mut self,
+        command: &'static Command,
+        args: Args<'_>,
+        place: Place<'_>,
+        out: &mut RespSink,
+    ) -> Result<Next, Error> {
+        match command.name {
+            "ping" => ping(args, out)?,
+            "echo" => out.bulk(args[1]),
+            "quit" => {
+                out.ok();
+                return Ok(Next::Close);
+            }
+            "select" => self.select(args, place, out)?,
+            "hello" => self.hello(args, place, out)?,
+            "auth" => {
+                self.auth(args)?;
+                out.ok();
+            }
+            "reset" => {
+                self.reset();
+                out.set_protocol(self.protocol);
+                out.simple("RESET");
+            }
+            "readonly" | "readwrite" | "asking" => self.routing(command, place, out)?,
+            "time" => server::time(out),
+            "info" => info::info(args, place, out),
+            "role" => server::role(place, out),
+            "wait" => return server::wait(args),
+            "shutdown" => return Err(server::NO_SHUTDOWN),
+            name if name.starts_with("client") => return self.client_command(command, args, place, out),
+            name if name.starts_with("command") => introspect::command(args, out)?,
+            name if name.starts_with("config") => server::config(command, args, place, out)?,
+            name if name.starts_with("cluster") => cluster::cluster(command, args, self.db, place, out)?,
+            name => {
+                // A row without a function: say so rather than stay silent.
+                let text = format!("ERR '{name}' is not supported");
+                return Err(Error::one_line(text));
+            }
+        }
+        Ok(Next::Continue)
+    }
+
+    fn select(&mut self, args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+        const RANGE: Error =
+            Error::new("ERR value is out of range, value must between -2147483648 and 2147483647");
+        let index = i32::try_from(integer(args[1])?).map_err(|_| RANGE)?;
+        let databases = place.databases();
+        if place.mode() == Mode::Cluster && databases == 1 && index != 0 {
+            return Err(Error::new("ERR SELECT is not allowed in cluster mode"));
+        }
+        match u16::try_from(index) {
+            Ok(db) if db < databases => {
+                self.db = db;
+                self.client.update(|profile| profile.db = db);
+                out.ok();
+                Ok(())
+            }
+            _ => Err(Error::new("ERR DB index is out of range")),
+        }
+    }
+
+    /// HELLO [protover [AUTH user password] [SETNAME name]]
+    fn hello(&mut self, args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+        let protocol = match args.get(1) {
+            None => self.protocol,
+            Some(version) => match integer(version) {
+                Ok(2) => Protocol::Resp2,
+                Ok(3) => Protocol::Resp3,
+                Ok(_) => return Err(Error::new("NOPROTO unsupported protocol version")),
+                Err(_) => {
+                    return Err(Error::new("ERR Protocol version is not an integer or out of range"));
+                }
+            },
+        };
+        let mut name = None;
+        let mut options = args.get(2..).unwrap_or_default();
+        while let [option, rest @ ..] = options {
+            options = if option.eq_ignore_ascii_case(b"auth") && rest.len() >= 2 {
+                check_password(rest[0])?;
+                &rest[2..]
+            } else if option.eq_ignore_ascii_case(b"setname") && !rest.is_empty() {
+                client::check_name(rest[0], "Client names")?;
+                name = Some(rest[0]);
+                &rest[1..]
+            } else {
+                let text = format!("ERR Syntax error in HELLO option '{}'", String::from_utf8_lossy(option));
+                return Err(Error::one_line(text));
+            };
+        }
+        self.set_protocol(protocol);
+        if let Some(name) = name {
+            self.set_name(name);
+        }
+        out.set_protocol(protocol);
+        out.map(7);
+        out.bulk(b"server");
+        out.bulk(b"redis");
+        out.bulk(b"version");
+        out.bulk(crate::port::REDIS_VERSION.as_bytes());
+        out.bulk(b"proto");
+        out.int(protocol.number());
+        out.bulk(b"id");
+        out.int(i64::try_from(self.client.id).unwrap_or(i64::MAX));
+        out.bulk(b"mode");
+        out.bulk(match place.mode() {
+            Mode::Cluster => b"cluster",
+            Mode::Standalone => b"standalone",
+        });
+        out.bulk(b"role");
+        out.bulk(if place.is_master() { b"master" } else { b"replica" });
+        out.bulk(b"modules");
+        out.array(0);
+        Ok(())
+    }
+
+    fn auth(&self, args: Args<'_>) -> Outcome {
+        match args {
+            [_, _] => Err(Error::new(
+                "ERR AUTH <password> called without any password configured for the default user. \
+                 Are you sure your configuration is correct?",
+            )),
+            [_, user, _] => check_password(user),
+            _ => Err(Error::SYNTAX),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.db = 0;
+        self.readonly = false;
+        self.replies = Replies::On;
+        self.muted = false;
+        self.set_protocol(Protocol::Resp2);
+        self.set_name(b"");
+        self.client.update(|profile| {
+            profile.db = 0;
+            profile.readonly = false;
+            profile.no_evict = false;
+            profile.no_touch = false;
+        });
+    }
+
+    /// READONLY, READWRITE and ASKING: how keys of other nodes are to be treated.
+    fn routing(&mut self, command: &Command, place: Place<'_>, out: &mut RespSink) -> Outcome {
+        if place.mode() == Mode::Standalone {
+            return Err(cluster::DISABLED);
+        }
+        // No slot is ever on its way to another node yet, so ASKING has nothing to change.
+        if command.name != "asking" {
+            self.readonly = command.name == "readonly";
+            self.client.update(|profile| profile.readonly = self.readonly);
+        }
+        out.ok();
+        Ok(())
+    }
+
+    fn set_protocol(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
+        self.client.update(|profile| profile.protocol = protocol);
+    }
+
+    fn set_name(&mut self, name: &[u8]) {
+        self.name = name.to_vec();
+        self.client.update(|profile| profile.name = name.to_vec());
+    }
+}
+
+/// Whether a command shows what commands before it may have changed.
+fn is_in_order(top: &Command) -> bool {
+    matches!(top.name, "info" | "config" | "cluster" | "role" | "wait" | "time")
+}
+
+fn ping(args: Args<'_>, out: &mut RespSink) -> Outcome {
+    match args {
+        [_] => out.simple("PONG"),
+        [_, text] => out.bulk(text),
+        _ => return Err(Error::wrong_arity("ping")),
+    }
+    Ok(())
+}
+
+/// There is one user, `default`, and any password is its password, as in a Redis without one.
+fn check_password(user: &[u8]) -> Outcome {
+    if user == b"default" {
+        return Ok(());
+    }
+    Err(Error::new("WRONGPASS invalid username-password pair or user is disabled."))
+}
+
+/// A signed 64-bit integer, or Redis's error.
+fn integer(text: &[u8]) -> Result<i64, Error> {
+    let plain = text.strip_prefix(b"-").unwrap_or(text);
+    let spelled = matches!(plain, [b'0'] | [b'1'..=b'9', ..]) && text != b"-0";
+    std::str::from_utf8(text)
+        .ok()
+        .filter(|_| spelled)
+        .and_then(|text| text.parse().ok())
+        .ok_or(Error::NOT_AN_INTEGER)
+}

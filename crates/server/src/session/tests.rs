@@ -1,0 +1,1 @@
+//! Conversations of real clients with a session, without sockets.
