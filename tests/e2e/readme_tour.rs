@@ -74,7 +74,9 @@ fn run(command: &str, dir: &Path) -> Result<String> {
     let python = binary::target_dir().join("python/bin");
     let path =
         format!("{}:{}:{}", program.display(), python.display(), std::env::var("PATH").unwrap_or_default());
-    let output = Command::new("bash").args(["-c", command]).current_dir(dir).env("PATH", path).output()?;
+    // On a colour terminal redis-cli colours its reports even into a pipe.
+    let mut bash = Command::new("bash");
+    let output = bash.args(["-c", command]).current_dir(dir).env("PATH", path).env("TERM", "dumb").output()?;
     Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
