@@ -47,7 +47,8 @@ impl Setting {
 
 fn redis_cli(arguments: &[&str]) -> Result<String> {
     // On a colour terminal redis-cli colours its reports even into a pipe.
-    succeed(Command::new("redis-cli").args(arguments).env("TERM", "dumb")).context("redis-cli (Debian's package redis-tools)")
+    succeed(Command::new("redis-cli").args(arguments).env("TERM", "dumb"))
+        .context("redis-cli (Debian's package redis-tools)")
 }
 
 fn error(text: &str) -> Value {

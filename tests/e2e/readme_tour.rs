@@ -76,7 +76,8 @@ fn run(command: &str, dir: &Path) -> Result<String> {
         format!("{}:{}:{}", program.display(), python.display(), std::env::var("PATH").unwrap_or_default());
     // On a colour terminal redis-cli colours its reports even into a pipe.
     let mut bash = Command::new("bash");
-    let output = bash.args(["-c", command]).current_dir(dir).env("PATH", path).env("TERM", "dumb").output()?;
+    let output =
+        bash.args(["-c", command]).current_dir(dir).env("PATH", path).env("TERM", "dumb").output()?;
     Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 

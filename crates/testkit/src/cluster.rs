@@ -96,7 +96,11 @@ impl Cluster {
     }
 
     fn prepare(program: &Path, shape: Shape) -> Result<Cluster> {
-        let dir = tempfile::Builder::new().prefix("kvorum-test-").tempdir().context("making a directory")?;
+        // Below target, for /tmp is often memory, where a sync costs nothing and proves nothing.
+        let place = binary::target_dir().join("clusters");
+        std::fs::create_dir_all(&place).with_context(|| format!("{}", place.display()))?;
+        let dir =
+            tempfile::Builder::new().prefix("cluster-").tempdir_in(place).context("making a directory")?;
         let ports = PortBlock::take()?;
         let mut cluster =
             Cluster { shape, program: program.to_owned(), ports, servers: Vec::new(), dir: Some(dir) };

@@ -10,6 +10,8 @@
 //! Everything shares the machine: servers, replicas and the load. Figures of one machine say little about another;
 //! ratios say more.
 
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -81,7 +83,9 @@ pub(crate) async fn cluster(args: &Args) -> Result<()> {
 
     let mut cells: Vec<Vec<Cell>> =
         subjects.iter().map(|_| (0..4).map(|_| Cell::default()).collect()).collect();
+    let mut syncs = Vec::new();
     for round in 1..=args.rounds {
+        syncs.push(sync_micros(fsync.dir())?);
         for (row, (depth, command)) in rows().enumerate() {
             for (subject, cells) in subjects.iter().zip(&mut cells) {
                 // A short run first: it warms up, and says how many requests fill the time.
@@ -95,8 +99,48 @@ pub(crate) async fn cluster(args: &Args) -> Result<()> {
             }
         }
     }
+    print_conditions(&mut syncs)?;
     print_table(&subjects, &mut cells, args);
     Ok(())
+}
+
+/// Where and with what this was measured.
+fn print_conditions(syncs: &mut [f64]) -> Result<()> {
+    let first_line = |command: &mut Command| -> Result<String> {
+        Ok(String::from_utf8_lossy(&command.output()?.stdout).lines().next().unwrap_or("unknown").to_owned())
+    };
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--dirty"]).current_dir(binary::workspace());
+    let commit = first_line(&mut git)?;
+    let redis = first_line(Command::new("redis-server").arg("--version"))?;
+    let redis = redis.split(' ').find_map(|word| word.strip_prefix("v=")).unwrap_or("?").to_owned();
+    let cpus = std::thread::available_parallelism()?;
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown", |c| c.1);
+    let (low, middle, high) = median(syncs);
+    println!(
+        "\ncommit {commit}; redis-server {redis}; {cpus} CPUs ({cpu}); 4 KiB write + fdatasync on this disk: \
+         {middle:.0} µs ({low:.0}–{high:.0})"
+    );
+    Ok(())
+}
+
+/// The median time of a 4 KiB write with `fdatasync`, over blocks that exist, in microseconds.
+fn sync_micros(dir: &Path) -> Result<f64> {
+    let file = tempfile::tempfile_in(dir)?;
+    file.write_all_at(&[1; 256 * 1024], 0)?;
+    file.sync_all()?;
+    let mut micros = Vec::new();
+    for n in 0..200u64 {
+        let began = Instant::now();
+        file.write_all_at(&[2; 4096], n % 64 * 4096)?;
+        file.sync_data()?;
+        micros.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(median(&mut micros).1)
 }
 
 fn rows() -> impl Iterator<Item = (u32, &'static str)> {
