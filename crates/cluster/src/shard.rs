@@ -7,9 +7,7 @@
 //! Left out: who leads, when to tick, how replies reach a client.
 
 use crate::{Configure, Entry, EntryError, Header, Mode, Part, SplitMix64};
-use kvorum_keyspace::{
-    Args, Command, Error, Flags, Keyspace, NullSink, Run, Settings, Sink, Slot, lookup, slot_of,
-};
+use kvorum_keyspace::{Args, Command, Error, Flags, Keyspace, Run, Settings, Sink, Slot, lookup, slot_of};
 
 /// The state machine of one replica.
 #[derive(Debug)]
@@ -35,13 +33,12 @@ pub trait Witness {
     fn refused(&mut self, n: usize, refusal: Refusal);
 }
 
-/// Nobody waits for the replies.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Unwitnessed(NullSink);
+/// Nobody waits for the replies: what followers apply with.
+pub use kvorum_keyspace::NullSink as Unwitnessed;
 
 impl Witness for Unwitnessed {
     fn sink(&mut self, _: usize, _: &ShardMachine) -> &mut dyn Sink {
-        &mut self.0
+        self
     }
 
     fn refused(&mut self, _: usize, _: Refusal) {}
@@ -121,7 +118,7 @@ impl ShardMachine {
         if doubt {
             let reader = self.keyspace.reader(db, self.clock_ms, now_ms);
             // An error of the command is found again below.
-            let _ = run(&reader, args, &mut NullSink);
+            let _ = run(&reader, args, &mut Unwitnessed);
             if let Some(clock_ms) = reader.waits_for() {
                 return Err(Refusal::WaitForClock(clock_ms));
             }

@@ -145,48 +145,49 @@ fn a_cut_entry_is_a_shorter_entry_or_malformed() {
     assert_eq!(parts(&whole[..ends[1]]).unwrap().len(), 1);
 }
 
-fn any_part() -> impl Strategy<Value = (u8, u16, Vec<Vec<u8>>, u64)> {
-    (
-        0u8..3,
-        any::<u16>(),
-        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..12),
-        any::<u64>(),
-    )
+/// Kind, database, arguments and number of a part; each kind takes what it needs.
+type AnyPart = (u8, u16, Vec<Vec<u8>>, u64);
+
+fn any_part() -> impl Strategy<Value = AnyPart> {
+    let argv = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..12);
+    (0u8..3, any::<u16>(), argv, any::<u64>())
+}
+
+fn part((kind, db, argv, number): &AnyPart) -> Part<'_> {
+    match kind {
+        0 => Part::Command { db: *db, argv: argv.iter().map(Vec::as_slice).collect() },
+        1 => Part::Configure(Configure { version: *number, slots: SlotSet::EMPTY, ..configure() }),
+        _ => Part::Tick { limit: *number },
+    }
 }
 
 proptest! {
     #[test]
     fn what_was_built_is_read(
         feature_level in 1..=FEATURE_LEVEL, clock_ms: u64, seed: u64, out_of_memory: bool,
-        built in prop::collection::vec(any_part(), 0..8),
+        any in prop::collection::vec(any_part(), 0..8),
     ) {
         let header = Header { feature_level, clock_ms, seed, out_of_memory };
-        let bytes;
         let mut builder = EntryBuilder::new(header);
-        let mut expected = Vec::new();
-        for (kind, db, argv, number) in &built {
-            match kind {
-                0 => {
+        for part in any.iter().map(part) {
+            match &part {
+                Part::Command { db, argv } => {
                     let mut packed = Vec::new();
-                    kvorum_keyspace::argv::pack(&mut packed, argv.iter().map(Vec::as_slice));
+                    kvorum_keyspace::argv::pack(&mut packed, argv.iter().copied());
                     builder.command(*db, &packed);
-                    expected.push(Part::Command { db: *db, argv: argv.iter().map(Vec::as_slice).collect() });
                 }
-                1 => {
-                    let configure = Configure { version: *number, slots: SlotSet::EMPTY, ..configure() };
-                    builder.configure(&configure);
-                    expected.push(Part::Configure(configure));
+                Part::Configure(configure) => {
+                    builder.configure(configure);
                 }
-                _ => {
-                    builder.tick(*number);
-                    expected.push(Part::Tick { limit: *number });
+                Part::Tick { limit } => {
+                    builder.tick(*limit);
                 }
             }
         }
-        bytes = builder.finish();
+        let bytes = builder.finish();
         prop_assert_eq!(Entry::decode(&bytes).unwrap().header, header);
-        let read = parts(&bytes).unwrap();
-        prop_assert_eq!(read, expected);
+        let (read, built): (_, Vec<Part<'_>>) = (parts(&bytes).unwrap(), any.iter().map(part).collect());
+        prop_assert_eq!(read, built);
     }
 
     /// Random bytes, and good entries with some bytes changed, never panic; an error ends the parts.

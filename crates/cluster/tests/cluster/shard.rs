@@ -322,10 +322,7 @@ fn what_stops_a_replica() {
         assert_eq!(shard.machine.applied(), Some(2));
         assert_eq!(shard.read("GET k"), Err(Refusal::NotConfigured), "{error}: it serves no more");
         assert!(!shard.machine.owns(slot(0)));
-        assert_eq!(
-            shard.machine.apply(3, 1, &command(0, "SET k w"), &mut Unwitnessed::default()),
-            Err(Stopped)
-        );
+        assert_eq!(shard.machine.apply(3, 1, &command(0, "SET k w"), &mut Unwitnessed), Err(Stopped));
         assert_eq!(shard.machine.advance(3, 1), Err(Stopped));
     }
     let mut shard = Shard::new(&configure());
@@ -472,7 +469,7 @@ proptest! {
             }
         });
         let mut clock_ms = 0;
-        let follower = replay(&log, &mut Unwitnessed::default(), &mut |machine| {
+        let follower = replay(&log, &mut Unwitnessed, &mut |machine| {
             assert!(machine.clock_ms() >= clock_ms, "the log's clock never goes back");
             clock_ms = machine.clock_ms();
         });
