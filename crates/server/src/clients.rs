@@ -5,8 +5,8 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// All connections of a port.
@@ -27,8 +27,8 @@ pub(crate) struct Client {
     pub(crate) local: SocketAddr,
     created: Instant,
     profile: Mutex<Profile>,
-    /// Woken once when the connection is to end.
-    kill: Notify,
+    killed: AtomicBool,
+    told: Notify,
 }
 
 /// What a client told about itself and does.
@@ -61,7 +61,8 @@ impl Clients {
             local,
             created: Instant::now(),
             profile: Mutex::default(),
-            kill: Notify::new(),
+            killed: AtomicBool::new(false),
+            told: Notify::new(),
         });
         self.live.lock().insert(client.id, Arc::clone(&client));
         client
@@ -89,14 +90,30 @@ impl Client {
         change(&mut self.profile.lock());
     }
 
-    /// Asks the connection to end.
+    /// Ends the connection at once.
     pub(crate) fn kill(&self) {
-        self.kill.notify_one();
+        self.killed.store(true, Ordering::Release);
+        self.told.notify_one();
     }
 
-    /// Waits until the connection is to end.
-    pub(crate) async fn killed(&self) {
-        self.kill.notified().await;
+    /// Whether the connection is to end at once.
+    pub(crate) fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
+    }
+
+    /// Makes the connection look at what it shares with others: there is news.
+    pub(crate) fn tell(&self) {
+        self.told.notify_one();
+    }
+
+    /// Waits until there is news.
+    pub(crate) async fn told(&self) {
+        self.told.notified().await;
+    }
+
+    /// How long the client has been silent.
+    pub(crate) fn idle(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.profile.lock().active.unwrap_or(self.created))
     }
 
     /// The line of CLIENT LIST and CLIENT INFO, without a line break.

@@ -1,8 +1,22 @@
 //! The server in front of the database: listeners, connections, sessions, RESP.
+//!
+//! [`serve`] opens the client ports of a node: one for each shard that has a replica on this server. Bytes of a
+//! client become requests (`resp`), requests become batches or are answered by the session (`session`),
+//! batches go where the cluster's view says (`dispatch`), and replies go back in the order of the requests
+//! (`connection`).
+//!
+//! Left out: the command line and the configuration file, which the binary adds; what commands do to data, which is
+//! the keyspace's.
 
 mod clients;
+mod connection;
+mod dispatch;
+mod engine;
 mod port;
 mod resp;
+mod serve;
 mod session;
 mod settings;
 mod stats;
+
+pub use serve::{ServeConfig, ServeError, serve};

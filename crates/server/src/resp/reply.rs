@@ -52,11 +52,6 @@ impl RespSink {
         RespSink { protocol, ..RespSink::default() }
     }
 
-    /// The version it writes.
-    pub(crate) fn protocol(&self) -> Protocol {
-        self.protocol
-    }
-
     /// Changes the version for the replies to come.
     pub(crate) fn set_protocol(&mut self, protocol: Protocol) {
         self.protocol = protocol;
@@ -67,8 +62,7 @@ impl RespSink {
         &self.bytes
     }
 
-    /// Number of complete replies since the last [`take_counts`](RespSink::take_counts).
-    #[cfg(test)]
+    /// Number of complete replies since the last [`reset_counts`](RespSink::reset_counts).
     pub(crate) fn replies(&self) -> usize {
         self.replies
     }

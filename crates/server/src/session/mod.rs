@@ -103,13 +103,13 @@ impl Session {
         self.protocol
     }
 
-    /// Whether the client wants no reply to the request that was seen or served last.
+    /// Whether the client wants no reply to the request that began or was served last.
     pub(crate) fn is_muted(&self) -> bool {
         self.muted
     }
 
-    /// Looks at a request. `args` is not empty.
-    pub(crate) fn on_request(&mut self, args: Args<'_>) -> Action {
+    /// A request begins: is its reply wanted?
+    pub(crate) fn begin(&mut self) {
         self.muted = match self.replies {
             Replies::On => false,
             Replies::Off => true,
@@ -118,6 +118,15 @@ impl Session {
                 true
             }
         };
+    }
+
+    /// A request that began before is taken up again, with what [`begin`](Session::begin) found then.
+    pub(crate) fn resume(&mut self, muted: bool) {
+        self.muted = muted;
+    }
+
+    /// Looks at a request. `args` is not empty.
+    pub(crate) fn on_request(&self, args: Args<'_>) -> Action {
         let Some(top) = lookup(args[0]) else {
             return Action::Refuse { command: None, error: unknown_command(args) };
         };

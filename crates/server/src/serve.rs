@@ -1,0 +1,286 @@
+//! The ports: one listener for each shard that has a replica here.
+//!
+//! While the server belongs to no cluster, its base port listens too and answers as an empty node of a Redis
+//! Cluster does, so that `redis-cli` finds somebody to talk to.
+
+use crate::clients::Client;
+use crate::connection::{self, Shared};
+use crate::engine::{Engine, NodeReplica};
+use crate::port::Port;
+use crate::settings::Settings;
+use crate::stats::SAMPLE_INTERVAL;
+use kvorum_cluster::ShardId;
+use kvorum_node::{Node, ReadMode};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::{error, info, warn};
+
+/// Peer port = base port + this.
+const PEER_PORT_OFFSET: u16 = 98;
+/// Seconds of silence before TCP asks whether a client is still there.
+const TCP_KEEPALIVE_S: u64 = 300;
+/// Pause after a failed accept: out of file descriptors, most likely, which only time or a client can cure.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long connections may take to finish when the server stops.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// What a client is told that comes when the port is full.
+const FULL: &[u8] = b"-ERR max number of clients reached\r\n";
+
+/// Settings of the client ports. What the node knows (ports, data, timing) is asked of it.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// Address to listen on.
+    pub bind: IpAddr,
+    /// Most connections of one port at a time.
+    pub max_clients: u32,
+    /// Close a connection that was silent for this long; zero for never. Whole seconds.
+    pub idle_timeout: Duration,
+    /// How long a client may be held while its shard elects a leader, before it gets `CLUSTERDOWN`.
+    pub failover_hold: Duration,
+}
+
+impl Default for ServeConfig {
+    fn default() -> ServeConfig {
+        ServeConfig {
+            bind: IpAddr::from([127, 0, 0, 1]),
+            max_clients: 10_000,
+            idle_timeout: Duration::ZERO,
+            failover_hold: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Why clients cannot be served (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A port is taken, or may not be used.
+    #[error("listening for clients on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Serves clients until `shutdown` resolves; then takes no more connections, finishes what was sent so far, and
+/// returns. The node is left running: it is stopped afterwards.
+///
+/// # Errors
+/// [`ServeError::Listen`] when a port cannot be opened.
+pub async fn serve(
+    node: Node,
+    config: ServeConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let mut ports = Ports { node: node.clone(), config, open: BTreeMap::new() };
+    let mut shards = node.shards();
+    let mut views = node.views();
+    tokio::pin!(shutdown);
+    let served = loop {
+        if let Err(error) = ports.follow().await {
+            break Err(error);
+        }
+        // Both senders live as long as the node, of which we hold one.
+        tokio::select! {
+            () = &mut shutdown => break Ok(()),
+            changed = shards.changed() => if changed.is_err() { break Ok(()) },
+            changed = views.changed() => if changed.is_err() { break Ok(()) },
+        }
+    };
+    ports.close().await;
+    served
+}
+
+/// The open ports of a server.
+struct Ports {
+    node: Node,
+    config: ServeConfig,
+    open: BTreeMap<ShardId, OpenPort>,
+}
+
+struct OpenPort {
+    shared: Arc<Shared<NodeReplica>>,
+    /// Dropping it closes the port.
+    stop: watch::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Ports {
+    /// Opens the ports that have a replica by now.
+    async fn follow(&mut self) -> Result<(), ServeError> {
+        const BASE: ShardId = ShardId(0);
+        let shards = self.node.shards().borrow().clone();
+        let server = self.node.server();
+        if server.cluster_id.is_none() && !self.open.contains_key(&BASE) {
+            self.open_port(BASE).await?;
+        }
+        for (id, shard) in shards {
+            if !self.open.contains_key(&id) {
+                self.open_port(id).await?;
+            }
+            let engine = &self.open[&id].shared.engine;
+            if engine.get().is_none() {
+                let _ = engine.set(NodeReplica::new(&self.node, shard));
+                info!(shard = id.0, port = self.open[&id].shared.port.number, "serving clients");
+            }
+        }
+        // In a larger cluster this server may have no replica of shard 0, and then nobody to answer for it.
+        let placed = server.server_id.zip(self.node.view()).is_some_and(|(server, view)| {
+            view.topology.shard(BASE).is_some_and(|shard| {
+                shard.replicas.iter().all(|replica| replica.server != server)
+            })
+        });
+        if placed && let Some(port) = self.open.remove(&BASE) {
+            port.close().await;
+        }
+        Ok(())
+    }
+
+    async fn open_port(&mut self, id: ShardId) -> Result<(), ServeError> {
+        let node = self.node.config();
+        let number = node.base_port + id.0;
+        let address = SocketAddr::new(self.config.bind, number);
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+        let settings = Settings {
+            bind: self.config.bind.to_string(),
+            dir: node.dir.display().to_string(),
+            timeout_s: self.config.idle_timeout.as_secs().into(),
+            maxclients: u64::from(self.config.max_clients).into(),
+            tcp_keepalive_s: TCP_KEEPALIVE_S.into(),
+            failover_hold_ms: millis(self.config.failover_hold).into(),
+            election_timeout_ms: node.timing.election_max_ms,
+            write_timeout_ms: millis(node.write_timeout),
+            read_mode: match node.read_mode {
+                ReadMode::Lease => "lease",
+                ReadMode::Quorum => "quorum",
+            },
+        };
+        let peer_port = node.base_port + PEER_PORT_OFFSET;
+        let port = Port::new(number, peer_port, self.node.server().server_hex, settings);
+        let shared = Arc::new(Shared::new(port));
+        let (stop, stopped) = watch::channel(());
+        let task = tokio::spawn(listen(listener, Arc::clone(&shared), stopped));
+        self.open.insert(id, OpenPort { shared, stop, task });
+        Ok(())
+    }
+
+    async fn close(self) {
+        futures::future::join_all(self.open.into_values().map(OpenPort::close)).await;
+    }
+}
+
+impl OpenPort {
+    async fn close(self) {
+        drop(self.stop);
+        if let Err(error) = self.task.await {
+            error!(%error, "a listener failed");
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Accepts connections of one port until `stopped` closes, then waits for them to finish.
+pub(crate) async fn listen<E: Engine>(
+    listener: TcpListener,
+    shared: Arc<Shared<E>>,
+    mut stopped: watch::Receiver<()>,
+) {
+    let mut connections = JoinSet::new();
+    let mut sample = tokio::time::interval(SAMPLE_INTERVAL);
+    sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = stopped.changed() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    if let Some(client) = admit(&shared, &stream, peer) {
+                        connections.spawn(connection::serve(Arc::clone(&shared), stream, client));
+                    }
+                }
+                Err(error) => {
+                    // The connection that could not be accepted is still there: do not spin on it.
+                    warn!(port = shared.port.number, %error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(ended) = connections.join_next() => report(ended),
+            _ = sample.tick() => {
+                let now = Instant::now();
+                shared.port.stats.sample(now);
+                end_idle(&shared, now);
+            }
+        }
+    }
+    drop(listener);
+    shared.draining.store(true, Ordering::Release);
+    shared.port.clients.all().iter().for_each(|client| client.tell());
+    let drained = async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    };
+    if tokio::time::timeout(DRAIN_PATIENCE, drained).await.is_err() {
+        let left = shared.port.clients.len();
+        warn!(port = shared.port.number, left, "some connections do not finish and are cut");
+    }
+}
+
+/// Lets a client in, unless there are too many.
+fn admit<E: Engine>(shared: &Shared<E>, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
+    let port = &shared.port;
+    let most = port.settings.maxclients.load(Ordering::Relaxed);
+    if port.clients.len() as u64 >= most {
+        port.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);
+        // As Redis: one attempt, for the buffer of a new connection takes it.
+        let _ = stream.try_write(FULL);
+        return None;
+    }
+    // A client that is gone already has no address any more.
+    let local = stream.local_addr().ok()?;
+    let keepalive_s = port.settings.tcp_keepalive_s.load(Ordering::Relaxed);
+    let _ = stream.set_nodelay(true);
+    if keepalive_s > 0 {
+        let time = Duration::from_secs(keepalive_s);
+        let keepalive = socket2::TcpKeepalive::new().with_time(time).with_interval(time / 3);
+        let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    }
+    port.stats.connections_received.fetch_add(1, Ordering::Relaxed);
+    Some(port.clients.enter(peer, local))
+}
+
+/// Ends connections that were silent for too long.
+fn end_idle<E: Engine>(shared: &Shared<E>, now: Instant) {
+    let Some(timeout) = shared.port.settings.timeout() else { return };
+    for client in shared.port.clients.all() {
+        if client.idle(now) >= timeout {
+            client.kill();
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        error!(%error, "a connection failed");
+    }
+}
+
+impl<E> Shared<E> {
+    /// A port without a replica yet.
+    pub(crate) fn new(port: Port) -> Shared<E> {
+        Shared { port: Arc::new(port), engine: OnceLock::new(), draining: AtomicBool::new(false) }
+    }
+}
