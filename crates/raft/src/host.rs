@@ -228,8 +228,10 @@ impl Host {
         Ok(group)
     }
 
-    /// Ends the transport. Groups are stopped by [`Group::shutdown`] before, the log is closed by its owner after.
+    /// Ends the transport, and the streams of peers, which a graceful stop of the peer port would wait for. Groups are
+    /// stopped by [`Group::shutdown`] before, the log is closed by its owner after.
     pub async fn shutdown(&self) {
+        self.shared.inbound.close();
         self.shared.transport.stop();
     }
 }

@@ -43,8 +43,8 @@ pub use host::{Host, HostConfig, HostError, Timing};
 pub use lease::{LEASE_MARGIN_PERCENT, NotLeased};
 pub use machine::{Committed, Fatal, Machine};
 pub use transport::{
-    Append, AppendSession, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound, Link, LinkError,
-    LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport,
+    Append, AppendSession, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound, Link,
+    LinkError, LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport,
 };
 pub use types::Member;
 pub use wal::{GroupId, Local, SyncMode};

@@ -410,6 +410,8 @@ impl peer::peer_server::Peer for PeerService {
             let count = queue.recv_many(&mut replies, QUEUE_REPLIES).await;
             (count > 0).then_some((Ok(ReplyBatch { replies }), queue))
         });
+        let inbound = self.inbound.clone();
+        let replies = replies.take_until(async move { inbound.closed().await });
         let failed = failed.into_stream().filter_map(|status| async { status.ok().map(Err) });
         Ok(Response::new(replies.chain(failed).boxed()))
     }

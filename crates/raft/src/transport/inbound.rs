@@ -11,7 +11,7 @@ use kvorum_proto::{peer, raft as wire};
 use openraft::{RaftTypeConfig, raft::AppendEntriesRequest};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     lease::VoteGate,
@@ -66,6 +66,7 @@ pub(crate) struct Replica {
 pub struct Inbound {
     identity: Arc<Identity>,
     replicas: Arc<RwLock<HashMap<(u64, u64), Arc<Replica>>>>,
+    closed: watch::Sender<bool>,
 }
 
 impl Inbound {
@@ -84,6 +85,17 @@ impl Inbound {
 
     pub(crate) fn contains(&self, group: u64) -> bool {
         self.replicas.read().keys().any(|(here, _)| *here == group)
+    }
+
+    /// Ends all streams of peers, so that whoever serves them can stop.
+    pub(crate) fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    /// Ends when [`Inbound::close`] is called.
+    pub(crate) async fn closed(&self) {
+        // Fails only when the sender is gone, and `self` is one.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
     fn find(&self, group: u64, replica: u64) -> Option<Arc<Replica>> {

@@ -85,13 +85,16 @@ impl Shared {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
-    fn reach(&self, from: u64, to: u64) -> Result<Inbound, LinkError> {
-        let cut = self.cuts.lock().contains(&(from, to));
-        let host = self.hosts.lock().get(&to).cloned();
-        match host {
-            Some(inbound) if !cut => Ok(inbound),
-            _ => Err(LinkError::unreachable("cut off")),
+    fn passes(&self, from: u64, to: u64) -> Result<(), LinkError> {
+        if self.cuts.lock().contains(&(from, to)) {
+            return Err(LinkError::unreachable("cut off"));
         }
+        Ok(())
+    }
+
+    fn reach(&self, from: u64, to: u64) -> Result<Inbound, LinkError> {
+        self.passes(from, to)?;
+        self.hosts.lock().get(&to).cloned().ok_or_else(|| LinkError::unreachable("not there"))
     }
 
     fn connection(self: &Arc<Self>, from: u64, to: u64) -> Result<Connection, LinkError> {
@@ -197,7 +200,7 @@ impl Link for LocalLink {
             shared.delivered.fetch_add(1, Ordering::Relaxed);
             let reply = tokio::time::timeout(timeout, inbound.control(request)).await;
             // The way back may have been cut meanwhile.
-            shared.reach(to, from)?;
+            shared.passes(to, from)?;
             reply.map_err(|_| LinkError::TimedOut(timeout))
         }
         .boxed()
