@@ -109,6 +109,14 @@ impl Shared {
         let _first_error_stays = self.failure.set((kind, text));
     }
 
+    /// Fails these requests and all that wait; nothing comes after them.
+    pub(super) fn refuse(&self, batch: Vec<Request>) {
+        let waiting = self.queue.abandon();
+        for done in batch.into_iter().chain(waiting).filter_map(|request| request.done) {
+            done(Err(self.ended()));
+        }
+    }
+
     /// The error of calls that come after the end.
     pub(super) fn ended(&self) -> io::Error {
         match self.failure.get() {
@@ -154,7 +162,7 @@ impl Shared {
         if self.config.reserve_bytes == 0 {
             return Ok(());
         }
-        let bytes = bytes as u64;
+        let bytes = (bytes + frame::HEADER_BYTES) as u64;
         if self.space.left_bytes.fetch_sub(signed(bytes), Ordering::Relaxed) >= signed(bytes) {
             return Ok(());
         }
@@ -173,11 +181,17 @@ impl Shared {
 
     /// Asks the file system how much may still be appended.
     pub(super) fn refresh_space(&self) -> io::Result<i64> {
-        let WalConfig { reserve_bytes, segment_bytes, .. } = self.config;
-        let free = self.disk.available_bytes(&self.dir)?.saturating_sub(reserve_bytes);
-        let new_segments = free / segment_bytes * segment_bytes;
-        let room = self.space.held_bytes.load(Ordering::Relaxed).saturating_add(new_segments);
-        let left = signed(room).saturating_sub(signed(self.queue.bytes() as u64));
+        let WalConfig { reserve_bytes, segment_bytes, batch_bytes, .. } = self.config;
+        let free = self.disk.available_bytes(&self.dir)?;
+        // A frame that does not fit leaves the end of a segment unused.
+        let unused = (batch_bytes as u64).min(segment_bytes / 4);
+        let held = signed(self.space.held_bytes.load(Ordering::Relaxed)) - signed(unused);
+        let room = match free.checked_sub(reserve_bytes) {
+            Some(above) => held.saturating_add(signed(above / segment_bytes * (segment_bytes - unused))),
+            // What is held was taken from the reserve.
+            None => held - signed(reserve_bytes - free),
+        };
+        let left = room.saturating_sub(signed(self.queue.bytes() as u64));
         self.space.left_bytes.store(left, Ordering::Relaxed);
         Ok(left)
     }
@@ -513,6 +527,9 @@ impl GroupLog {
     /// Drops the entries up to and including `to`, which may lie beyond the last one: then the log is empty and goes on
     /// behind it. A purge point never goes back.
     pub fn purge_to(&self, to: Position, done: Done) {
+        if to.index == u64::MAX {
+            return done(Err(invalid("nothing could follow a purge of everything".to_owned())));
+        }
         let mut inner = self.group.inner.lock();
         let mut freed = Vec::new();
         let change = match inner.purge_to(to, &mut freed) {
@@ -724,6 +741,9 @@ impl Shared {
 }
 
 fn check_append(inner: &Inner, first: u64, records: &[Record]) -> io::Result<()> {
+    if first.checked_add(records.len() as u64).is_none() {
+        return Err(invalid(format!("an append at {first} goes beyond the last index")));
+    }
     if let Some((index, _)) = (first..).zip(records).find(|(index, record)| record.index != *index) {
         return Err(invalid(format!("an append from {first} on has no record {index} at its place")));
     }

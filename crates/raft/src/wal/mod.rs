@@ -245,7 +245,10 @@ impl Wal {
     /// Opens the log in `dir`, creating it when there is none. Reads all segments, cuts a torn tail, refuses damage anywhere else.
     pub fn open(disk: Arc<dyn Disk>, dir: PathBuf, config: WalConfig) -> Result<(Wal, Recovery), WalError> {
         if !(4 << 10..=2 << 30).contains(&config.segment_bytes) {
-            return Err(WalError::Config(format!("segment_bytes is {}, allowed are 4 KiB to 2 GiB", config.segment_bytes)));
+            return Err(WalError::Config(format!(
+                "segment_bytes is {}, allowed are 4 KiB to 2 GiB",
+                config.segment_bytes
+            )));
         }
         let segment_bytes = config.segment_bytes.next_multiple_of(frame::BLOCK_BYTES);
         let recovered = recovery::recover(disk, dir, WalConfig { segment_bytes, ..config })?;

@@ -112,7 +112,6 @@ impl Queue {
     }
 
     /// Queues a request, or gives it back when the queue is closed.
-    #[expect(clippy::result_large_err, reason = "the refused request is the answer, and the path is rare")]
     pub(super) fn push(&self, request: Request) -> Result<(), Request> {
         let mut state = self.state.lock();
         let State { groups, ring, bytes, closed, .. } = &mut *state;

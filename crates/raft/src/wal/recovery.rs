@@ -175,11 +175,11 @@ impl Scan<'_> {
             let mut offset = 0;
             let mut oldest = None;
             while let Some(Ok((header, records))) = frame_at(id, offset, &bytes) {
-                let ids = records.iter().filter_map(|record| match record.view.content {
+                let mut ids = records.iter().filter_map(|record| match record.view.content {
                     Content::Oldest(id) => Some(id),
                     _ => None,
                 });
-                oldest = ids.last().or(oldest);
+                oldest = ids.next_back().or(oldest);
                 offset = frame::frame_end(offset, header.body_bytes as usize);
             }
             if oldest.is_some() {
@@ -241,9 +241,9 @@ impl Scan<'_> {
             }
             // The first frame of a log has sequence 1; the first of an older log's oldest segment was synced in any case.
             let lost = expected.unwrap_or(if oldest == 1 { 1 } else { 0 });
-            let mut torn = bytes
-                .get(usize_of(offset)..)
-                .is_some_and(|rest| rest.iter().take(HEADER_BYTES).any(|&byte| byte != 0));
+            let behind = bytes.iter().skip(usize_of(offset)).take(HEADER_BYTES);
+            let ends_cleanly = behind.copied().all(|byte| byte == 0);
+            let mut torn = !ends_cleanly;
             for id in segment..=newest {
                 let bytes =
                     if id == segment { std::mem::take(&mut bytes) } else { self.read(id, &*files[&id])? };
@@ -251,15 +251,15 @@ impl Scan<'_> {
                 for header in headers(id, from, &bytes) {
                     torn = true;
                     if header.synced >= lost {
-                        return Err(WalError::Corrupt {
-                            file: self.path(segment),
-                            offset,
-                            reason: format!(
-                                "frame {lost} is not intact, but frame {} in {} says it was on disk",
-                                header.sequence,
-                                file_name(id)
-                            ),
-                        });
+                        // A segment that ends cleanly, in zeros, was sealed: the frame stood at the begin of the next one.
+                        let (file, offset) = if ends_cleanly && id > segment {
+                            (self.path(next), 0)
+                        } else {
+                            (self.path(segment), offset)
+                        };
+                        let claim = format!("frame {} in {}", header.sequence, file_name(id));
+                        let reason = format!("frame {lost} is not intact, but {claim} says it was on disk");
+                        return Err(WalError::Corrupt { file, offset, reason });
                     }
                 }
             }
@@ -291,7 +291,9 @@ impl Scan<'_> {
         let file = &files[&end.segment];
         let mend = || {
             let unproven = usize_of(end.offset - end.unproven);
-            let again = read_exact_at(&**file, unproven, end.unproven)?;
+            // The padding behind the last record may be missing.
+            let mut again = vec![0; unproven];
+            file.read_at(&mut again, end.unproven)?;
             file.set_len(end.offset)?;
             file.preallocate(config.segment_bytes.max(frame::write_end(end.offset)))?;
             file.write_at(&again, end.unproven)?;

@@ -93,6 +93,7 @@ impl Writer {
 
     /// Runs until the queue is closed and empty, or until an error.
     pub(super) fn run(mut self) {
+        let _fails_with_us = PanicGuard { shared: self.shared.clone() };
         let frame_bytes = self.shared.config.batch_bytes;
         loop {
             let outcome = match self.shared.queue.next(frame_bytes, self.deadline()) {
@@ -383,9 +384,20 @@ impl Writer {
     fn fail(&self, error: io::Error, batch: Vec<Request>) {
         tracing::error!(%error, dir = %self.shared.dir.display(), "the WAL has failed");
         self.shared.fail(error.kind(), error.to_string());
-        let waiting = self.shared.queue.abandon();
-        for done in batch.into_iter().chain(waiting).filter_map(|request| request.done) {
-            done(Err(self.shared.ended()));
+        self.shared.refuse(batch);
+    }
+}
+
+/// Should the thread panic, or a callback on it, everybody who waits is told instead of waiting for ever.
+struct PanicGuard {
+    shared: Arc<Shared>,
+}
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail(io::ErrorKind::Other, "the writer thread panicked".to_owned());
+            self.shared.refuse(Vec::new());
         }
     }
 }

@@ -4,7 +4,8 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -48,7 +49,8 @@ pub(crate) fn segments(disk: &dyn Disk, dir: &Path) -> Vec<PathBuf> {
 
 /// A record whose payload is told by its index and term.
 pub(crate) fn record(index: u64, term: u64, bytes: usize) -> Record {
-    let payload: Vec<u8> = (0..bytes).map(|at| (index * 31 + term * 7 + at as u64) as u8).collect();
+    let payload: Vec<u8> =
+        (0..bytes as u64).map(|at| index.wrapping_mul(31).wrapping_add(term * 7 + at) as u8).collect();
     Record { index, term, leader: term % 3, payload: Bytes::from(payload), local: None }
 }
 
@@ -119,6 +121,15 @@ impl Sync for GroupLog {
 
     fn all(&self) -> Vec<Record> {
         self.read(0..u64::MAX, usize::MAX).unwrap()
+    }
+}
+
+/// Waits for something that happens on another thread.
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}");
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
