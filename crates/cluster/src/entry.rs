@@ -26,7 +26,7 @@ const TICK: u8 = 3;
 pub struct Header {
     /// Lowest [`FEATURE_LEVEL`] that can apply the entry; at least 1.
     pub feature_level: u16,
-    /// The log's clock, in milliseconds since the epoch: never lower than in the entry before.
+    /// The leader's clock, in milliseconds since the epoch. The shard's time is the largest so far.
     pub clock_ms: u64,
     /// Where the randomness of the entry's commands comes from.
     pub seed: u64,
@@ -245,8 +245,6 @@ pub enum EntryError {
     IndexGap { expected: u64, got: u64 },
     #[error("term {got} came after term {term}")]
     TermWentBack { term: u64, got: u64 },
-    #[error("the clock went back from {clock_ms} to {got_ms}")]
-    ClockWentBack { clock_ms: u64, got_ms: u64 },
     #[error("command '{0}' is not known to this version")]
     UnknownCommand(String),
     #[error("command '{0}' is no write and does not belong in a log")]

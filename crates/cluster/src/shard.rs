@@ -129,7 +129,7 @@ impl ShardMachine {
         Ok(())
     }
 
-    /// The log's clock: that of the last entry, in milliseconds since the epoch; 0 before the first.
+    /// The log's clock: the largest of the entries so far, in milliseconds since the epoch; 0 before the first.
     pub fn clock_ms(&self) -> u64 {
         self.clock_ms
     }
@@ -190,10 +190,9 @@ impl ShardMachine {
     fn apply_parts(&mut self, bytes: &[u8], witness: &mut dyn Witness) -> Result<(), EntryError> {
         let entry = Entry::decode(bytes)?;
         let header = entry.header;
-        if header.clock_ms < self.clock_ms {
-            return Err(EntryError::ClockWentBack { clock_ms: self.clock_ms, got_ms: header.clock_ms });
-        }
-        self.clock_ms = header.clock_ms;
+        // A leader that was deposed and elected again may propose before it has applied what came in between, with a
+        // clock behind that. Such an entry happens at the time of the entry before it.
+        self.clock_ms = self.clock_ms.max(header.clock_ms);
         let mut seeds = SplitMix64::new(header.seed);
         let mut n = 0;
         for part in entry.parts() {
@@ -238,7 +237,7 @@ impl ShardMachine {
         let outcome = if header.out_of_memory && command.flags.has(Flags::DENYOOM) {
             Err(OUT_OF_MEMORY)
         } else {
-            run(&mut self.keyspace.writer(db, header.clock_ms, seed), args, sink)
+            run(&mut self.keyspace.writer(db, self.clock_ms, seed), args, sink)
         };
         if let Err(error) = outcome {
             sink.error(error.text());
