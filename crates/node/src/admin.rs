@@ -6,9 +6,10 @@ use crate::node::Node;
 use kvorum_cluster::{Create, Durability, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId};
 use kvorum_proto::admin::admin_server::{Admin, AdminServer};
 use kvorum_proto::admin::{self as rpc, admin_client};
+use kvorum_raft::Role;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
@@ -282,9 +283,12 @@ impl AdminService {
     }
 
     async fn form_cluster(&self, request: rpc::CreateRequest) -> Result<String, String> {
-        let mode: Mode = request.mode.parse().map_err(|error: kvorum_cluster::ParseModeError| error.to_string())?;
-        let durability: Durability =
-            request.durability.parse().map_err(|error: kvorum_cluster::ParseDurabilityError| error.to_string())?;
+        let mode: Mode =
+            request.mode.parse().map_err(|error: kvorum_cluster::ParseModeError| error.to_string())?;
+        let durability: Durability = request
+            .durability
+            .parse()
+            .map_err(|error: kvorum_cluster::ParseDurabilityError| error.to_string())?;
         if request.servers.is_empty() {
             return Err("a cluster needs at least one server".to_owned());
         }
@@ -342,7 +346,10 @@ impl AdminService {
     }
 
     async fn cluster_status(&self) -> Result<ClusterStatus, Status> {
-        let view = self.node.view().ok_or_else(|| Status::failed_precondition("this server belongs to no cluster"))?;
+        let view = self
+            .node
+            .view()
+            .ok_or_else(|| Status::failed_precondition("this server belongs to no cluster"))?;
         let topology = &view.topology;
         let me = self.node.server().server_id;
         let described = futures::future::join_all(topology.servers.values().map(|server| {
@@ -406,6 +413,15 @@ fn small(number: u32, what: &str) -> Result<u16, String> {
     u16::try_from(number).map_err(|_| format!("{number} {what} are too many"))
 }
 
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Learner => "learner",
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -416,13 +432,14 @@ impl Node {
         let identity = self.server();
         let NodeConfig { host, base_port, .. } = self.config().clone();
         let server_id = identity.server_id.map_or(0, |id| id.0);
-        let replicas = self.shards().borrow().values().map(|shard| {
+        let shards = self.shards().borrow().clone();
+        let replicas = shards.values().map(|shard| {
             let status = shard.status();
             ReplicaStatus {
                 shard: shard.id().0,
                 replica: shard.replica().0,
                 server: server_id,
-                role: status.role.to_string(),
+                role: role_name(status.role).to_owned(),
                 term: status.term,
                 last: status.last,
                 committed: status.committed,
@@ -443,13 +460,25 @@ impl Node {
 
     fn leaders(&self) -> Vec<rpc::ShardLeader> {
         let led = self.led().into_iter();
-        led.map(|(shard, term, replica)| rpc::ShardLeader { shard: shard.0.into(), term, replica: replica.0 }).collect()
+        led.map(|shard| {
+            let status = shard.status();
+            // What is applied now is no older than the lease that is looked at after it.
+            let index = shard.group().lease().is_ok().then_some(status.applied);
+            let (term, replica) = (status.term, shard.replica().0);
+            rpc::ShardLeader { shard: shard.id().0.into(), term, replica, index }
+        })
+        .collect()
     }
 
-    fn learn_leaders(&self, leaders: &[rpc::ShardLeader]) {
+    /// Learns who leads from another server. `asked`: when the question left that this is the answer to.
+    fn learn_leaders(&self, leaders: &[rpc::ShardLeader], asked: Option<Instant>) {
         for leader in leaders {
             let Ok(shard) = u16::try_from(leader.shard) else { continue };
-            self.0.views.learn_leader(ShardId(shard), leader.term, ReplicaId(leader.replica));
+            let id = ShardId(shard);
+            self.0.views.learn_leader(id, leader.term, ReplicaId(leader.replica));
+            if let (Some(asked), Some(index), Some(shard)) = (asked, leader.index, self.shard(id)) {
+                shard.leader_had(asked, index);
+            }
         }
     }
 
@@ -460,7 +489,10 @@ impl Node {
 
 #[tonic::async_trait]
 impl Admin for AdminService {
-    async fn describe(&self, _: Request<rpc::DescribeRequest>) -> Result<Response<rpc::DescribeReply>, Status> {
+    async fn describe(
+        &self,
+        _: Request<rpc::DescribeRequest>,
+    ) -> Result<Response<rpc::DescribeReply>, Status> {
         let description = self.node.describe();
         let shards = description.replicas.into_iter().map(|replica| rpc::ShardHere {
             shard: replica.shard.into(),
@@ -484,7 +516,10 @@ impl Admin for AdminService {
         }))
     }
 
-    async fn create(&self, request: Request<rpc::CreateRequest>) -> Result<Response<rpc::CreateReply>, Status> {
+    async fn create(
+        &self,
+        request: Request<rpc::CreateRequest>,
+    ) -> Result<Response<rpc::CreateReply>, Status> {
         let cluster_id =
             self.form_cluster(request.into_inner()).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(rpc::CreateReply { cluster_id }))
@@ -498,7 +533,9 @@ impl Admin for AdminService {
         let membership = Membership {
             cluster_id: request.cluster_id,
             server_id: request.server_id,
-            meta_members: members.map(|member| MetaMember { server: member.server, addr: member.addr }).collect(),
+            meta_members: members
+                .map(|member| MetaMember { server: member.server, addr: member.addr })
+                .collect(),
             create,
         };
         self.node.adopt(membership).await.map_err(|error| Status::failed_precondition(error.to_string()))?;
@@ -520,7 +557,7 @@ impl Admin for AdminService {
             return Err(Status::failed_precondition("another cluster"));
         }
         self.node.hear(ServerId(request.from_server));
-        self.node.learn_leaders(&request.leaders);
+        self.node.learn_leaders(&request.leaders, None);
         Ok(Response::new(rpc::AnnounceReply { leaders: self.node.leaders() }))
     }
 
@@ -587,10 +624,11 @@ impl Announcer {
             let (Some(channel), Some(cluster_id)) = (&channel, node.cluster_id()) else { continue };
             let mut client = admin_client::AdminClient::new(channel.clone());
             let request = rpc::AnnounceRequest { leaders: node.leaders(), from_server: me.0, cluster_id };
+            let asked = Instant::now();
             match tokio::time::timeout(ANNOUNCE_TIMEOUT, client.announce(request)).await {
                 Ok(Ok(reply)) => {
                     node.hear(to);
-                    node.learn_leaders(&reply.into_inner().leaders);
+                    node.learn_leaders(&reply.into_inner().leaders, Some(asked));
                 }
                 Ok(Err(status)) => debug!(to = to.0, %status, "announcement refused"),
                 Err(_) => debug!(to = to.0, "announcement timed out"),

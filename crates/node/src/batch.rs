@@ -40,8 +40,8 @@ pub(crate) struct BatchItem<'a> {
     pub(crate) packed: &'a [u8],
 }
 
-impl BatchItem<'_> {
-    pub(crate) fn argv(&self) -> Result<ArgVec<'_>, Malformed> {
+impl<'a> BatchItem<'a> {
+    pub(crate) fn argv(&self) -> Result<ArgVec<'a>, Malformed> {
         argv::unpack(&mut { self.packed })
     }
 }

@@ -47,7 +47,7 @@ pub struct NodeConfig {
     pub read_mode: ReadMode,
     /// A write that has no outcome after this long is answered `-UNKNOWN`.
     pub write_timeout: Duration,
-    /// A follower that has not heard from its leader for this long answers stale reads `MASTERDOWN`.
+    /// A follower that does not have what its leader had this long ago answers stale reads `MASTERDOWN`.
     pub stale_bound: Duration,
     /// Worker threads of the runtime that Raft, the transport and apply share (never user work).
     pub raft_threads: usize,

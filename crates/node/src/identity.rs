@@ -97,9 +97,10 @@ impl Identity {
                         path: owner_path,
                         reason: format!("the log belongs to server {owner}, not {}", identity.server_hex),
                     }),
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        Err(IdentityError::LogGone { path: wal_dir.to_owned(), server_hex: identity.server_hex })
-                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Err(IdentityError::LogGone {
+                        path: wal_dir.to_owned(),
+                        server_hex: identity.server_hex,
+                    }),
                     Err(error) => Err(io(&owner_path)(error)),
                 }
             }

@@ -3,7 +3,8 @@
 
 use crate::views::Views;
 use kvorum_cluster::{MetaCommand, MetaError, MetaMachine, ServerId};
-use kvorum_raft::{Committed, Fatal, Group, Machine, MetaStore, ProposeError};
+use kvorum_raft::meta_store::MetaStore;
+use kvorum_raft::{Committed, Fatal, Group, Machine, ProposeError};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tracing::{info, warn};
@@ -38,7 +39,7 @@ impl Machine for MetaReplica {
                 warn!(%refusal, index = entry.index, "meta command refused");
                 return Ok(());
             }
-            Err(MetaError::Fault(fault)) => return Err(Fatal::new(fault.to_string())),
+            Err(MetaError::Fault(fault)) => return Err(Fatal(fault.to_string())),
         }
         let Some(topology) = machine.topology() else { return Ok(()) };
         drop(machine);
@@ -53,8 +54,8 @@ impl Machine for MetaReplica {
         Ok(())
     }
 
-    fn blank(&self, index: u64, _: u64) -> Result<(), Fatal> {
-        self.machine.lock().advance(index).map_err(|fault| Fatal::new(fault.to_string()))
+    fn blank(&self, index: u64, _: u64) {
+        self.machine.lock().advance(index).expect("Raft hands entries over in order");
     }
 }
 

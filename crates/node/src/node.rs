@@ -11,9 +11,12 @@ use crate::replica::Replica;
 use crate::shard::Shard;
 use crate::views::Views;
 use kvorum_cluster::{Configure, Durability, ReplicaId, ServerId, ShardId, Topology, View};
+use kvorum_raft::disk::StdDisk;
+use kvorum_raft::meta_store::{MetaStore, SledMetaStore};
+use kvorum_raft::wal::{Wal, WalConfig, WalError};
 use kvorum_raft::{
-    GroupId, Group, GrpcTransport, Host, HostConfig, HostError, Member, MetaStore, SledMetaStore, StdDisk, SyncMode, Timing,
-    Wal, WalConfig, WalError,
+    Environment, Group, GroupId, GrpcConfig, GrpcTransport, Host, HostConfig, HostError, Member, SyncMode,
+    Timing,
 };
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -71,7 +74,7 @@ pub struct ServerIdentity {
 
 /// A running server. Clones are cheap and mean the same server.
 #[derive(Clone)]
-pub struct Node(Arc<Inner>);
+pub struct Node(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) config: NodeConfig,
@@ -132,14 +135,10 @@ impl Node {
         Ok(node)
     }
 
-    #[expect(clippy::type_complexity, reason = "the runtime goes into what was opened only when all opened")]
     async fn open(
         config: NodeConfig,
     ) -> Result<
-        (
-            impl FnOnce(tokio::runtime::Runtime, tokio::runtime::Handle) -> Inner,
-            tokio::net::TcpListener,
-        ),
+        (impl FnOnce(tokio::runtime::Runtime, tokio::runtime::Handle) -> Inner, tokio::net::TcpListener),
         StartError,
     > {
         let io = |what: String| move |source| StartError::Io { what, source };
@@ -152,18 +151,24 @@ impl Node {
         let identity = Identity::load(&config.dir, &wal_dir)?;
         let (wal, recovery) = Wal::open(Arc::new(StdDisk), wal_dir, WalConfig::default())?;
         info!(?recovery, "log opened");
-        let store: Arc<dyn MetaStore> = Arc::new(SledMetaStore::open(&config.dir.join("meta")).map_err(|error| {
-            StartError::Io { what: "opening the metadata store".to_owned(), source: io::Error::other(error.to_string()) }
-        })?);
-        let server = identity.cluster.as_ref().map_or(0, |cluster| cluster.server_id);
+        let store: Arc<dyn MetaStore> =
+            Arc::new(SledMetaStore::open(&config.dir.join("meta.sled")).map_err(|error| StartError::Io {
+                what: "opening the metadata store".to_owned(),
+                source: io::Error::other(error.to_string()),
+            })?);
         let timing = Timing {
             heartbeat_ms: config.timing.heartbeat_ms,
             election_min_ms: config.timing.election_min_ms,
             election_max_ms: config.timing.election_max_ms,
             ..Timing::default()
         };
-        let transport = Arc::new(GrpcTransport::new());
-        let host = Host::start(HostConfig { server, timing, ..HostConfig::default() }, wal.clone(), transport).await?;
+        let (server, cluster) = match &identity.cluster {
+            Some(membership) => (membership.server_id, membership.cluster_id.clone()),
+            None => (0, String::new()),
+        };
+        let transport = Arc::new(GrpcTransport::new(GrpcConfig::default()));
+        let host_config = HostConfig { server, cluster, timing };
+        let host = Host::start(host_config, wal.clone(), transport, Environment::real())?;
         let opened = move |runtime, handle| Inner {
             config,
             identity: Mutex::new(identity),
@@ -213,6 +218,18 @@ impl Node {
         }
     }
 
+    /// Resolves when the server cannot go on: its log failed, and nothing is known about the disk any more.
+    /// The process should end; what was acknowledged is on a majority.
+    pub async fn failure(&self) -> String {
+        let mut turn = tokio::time::interval(ANNOUNCE_INTERVAL);
+        loop {
+            turn.tick().await;
+            if let Some(reason) = self.0.wal.failure() {
+                return reason;
+            }
+        }
+    }
+
     /// Settings this server runs with.
     pub fn config(&self) -> &NodeConfig {
         &self.0.config
@@ -236,13 +253,8 @@ impl Node {
         for task in self.0.tasks.lock().drain(..) {
             task.abort();
         }
-        for shard in &shards {
-            shard.group().shutdown().await;
-        }
-        let meta = self.0.meta.lock().take();
-        if let Some(meta) = meta {
-            meta.shutdown().await;
-        }
+        self.0.host.shutdown().await;
+        self.0.wal.close();
         info!("stopped");
     }
 
@@ -296,7 +308,7 @@ impl Node {
     /// Joins the meta group and starts everything that follows from the topology.
     async fn join(&self, membership: Membership) -> Result<(), HostError> {
         let me = ServerId(membership.server_id);
-        self.0.host.set_server(me.0);
+        self.0.host.identify(me.0, &membership.cluster_id);
         self.0.wal.group(GroupId(META_GROUP)).set_sync(SyncMode::Before);
         let machine = MetaReplica::new(Arc::clone(&self.0.views), Arc::clone(&self.0.store));
         let group = self.0.host.open(GroupId(META_GROUP), me.0, machine).await?;
@@ -329,14 +341,18 @@ impl Node {
             let since = *leading_since.get_or_insert_with(Instant::now);
             let node = &self;
             let is_heard = |server: ServerId| {
-                server == me || since.elapsed() < DOWN_AFTER && node.was_up(server) || node.heard_within(server, DOWN_AFTER)
+                server == me
+                    || since.elapsed() < DOWN_AFTER && node.was_up(server)
+                    || node.heard_within(server, DOWN_AFTER)
             };
             meta::lead(&group, &self.0.views, &membership.create, is_heard).await;
         }
     }
 
     fn was_up(&self, server: ServerId) -> bool {
-        self.view().and_then(|view| view.topology.servers.get(&server).map(|server| server.up)).unwrap_or(true)
+        self.view()
+            .and_then(|view| view.topology.servers.get(&server).map(|server| server.up))
+            .unwrap_or(true)
     }
 
     fn heard_within(&self, server: ServerId, bound: Duration) -> bool {
@@ -355,7 +371,9 @@ impl Node {
             let view = views.borrow_and_update().clone();
             if let Some(view) = view {
                 for shard in &view.topology.shards {
-                    let Some(replica) = shard.replicas.iter().find(|replica| replica.server == me) else { continue };
+                    let Some(replica) = shard.replicas.iter().find(|replica| replica.server == me) else {
+                        continue;
+                    };
                     if self.shard(shard.id).is_some() {
                         continue;
                     }
@@ -396,8 +414,13 @@ impl Node {
         let founder = shard.replicas.first().is_some_and(|first| first.id == me);
         self.spawn(found(group.clone(), members, founder));
         let (_, configuration) = watch::channel(Some(Configure::of(topology, shard)));
-        let proposer =
-            Proposer { group: group.clone(), replica: Arc::clone(&replica), configuration }.spawn();
+        let proposer = Proposer {
+            group: group.clone(),
+            replica: Arc::clone(&replica),
+            wal: inner.wal.clone(),
+            configuration,
+        }
+        .spawn();
         let handle = Shard::new(
             (shard.id, me),
             group,
@@ -414,11 +437,9 @@ impl Node {
         Ok(())
     }
 
-    /// The shards this server leads and serves, with their terms.
-    pub(crate) fn led(&self) -> Vec<(ShardId, u64, ReplicaId)> {
-        let shards = self.0.shards.borrow();
-        let led = shards.values().filter(|shard| shard.serves());
-        led.map(|shard| (shard.id(), shard.status().term, shard.replica())).collect()
+    /// The shards this server leads and serves.
+    pub(crate) fn led(&self) -> Vec<Shard> {
+        self.0.shards.borrow().values().filter(|shard| shard.serves()).cloned().collect()
     }
 
     /// Tells every other server, again and again, which shards this one leads.
@@ -440,7 +461,9 @@ impl Node {
             for server in others() {
                 let addr = format!("{}:{}", server.host, server.peer_port());
                 let node = &self;
-                let peer = peers.entry(server.id).or_insert_with(|| admin::Announcer::start(node.clone(), me, server.id, addr.clone()));
+                let peer = peers
+                    .entry(server.id)
+                    .or_insert_with(|| admin::Announcer::start(node.clone(), me, server.id, addr.clone()));
                 peer.announce(&addr);
             }
         }
@@ -507,8 +530,16 @@ async fn hand_over(shard: &Shard) {
         if status.leader != Some(shard.replica().0) {
             return;
         }
-        let others = status.matched.iter().filter(|&(&replica, _)| replica != shard.replica().0);
-        let Some((&target, _)) = others.max_by_key(|&(_, &index)| index) else { return };
+        let me = shard.replica().0;
+        let Some(target) = status
+            .voters
+            .iter()
+            .copied()
+            .filter(|&replica| replica != me)
+            .max_by_key(|replica| status.matched.get(replica))
+        else {
+            return;
+        };
         match shard.group().transfer_leader(target).await {
             Ok(()) => info!(shard = shard.id().0, target, "leadership handed over"),
             Err(error) => warn!(shard = shard.id().0, target, %error, "cannot hand leadership over"),

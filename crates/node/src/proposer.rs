@@ -10,8 +10,9 @@ use crate::replica::{Pending, Replica, Waiting, local};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use kvorum_cluster::{Configure, EntryBuilder, Header};
-use kvorum_raft::{Group, ProposeError};
+use kvorum_cluster::{Configure, EntryBuilder, FEATURE_LEVEL, Header};
+use kvorum_raft::wal::Wal;
+use kvorum_raft::{Group, NotLeased, ProposeError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,7 +28,7 @@ const ENTRIES_IN_FLIGHT: usize = 4;
 const ENTRY_BYTES: usize = 256 << 10;
 
 /// The largest command: larger ones would hold up a group's stream. (Bigger values will travel in parts.)
-pub(crate) const COMMAND_BYTES: usize = 8 << 20;
+pub(crate) const COMMAND_BYTES: usize = kvorum_raft::ENTRY_BYTES - (64 << 10);
 
 /// Keys that one tick may expire.
 const TICK_LIMIT: u64 = 1_000;
@@ -50,6 +51,8 @@ pub enum SubmitError {
     Unknown,
     /// Definite: nothing ran, a command is larger than an entry may be.
     TooLarge,
+    /// Definite: nothing ran, the disk of the leader is nearly full.
+    NoSpace,
 }
 
 impl std::fmt::Debug for SubmitError {
@@ -58,6 +61,7 @@ impl std::fmt::Debug for SubmitError {
             SubmitError::NotLeader(..) => "NotLeader",
             SubmitError::Unknown => "Unknown",
             SubmitError::TooLarge => "TooLarge",
+            SubmitError::NoSpace => "NoSpace",
         })
     }
 }
@@ -73,6 +77,14 @@ impl Submission {
         let _ = reply.send(Err(SubmitError::NotLeader(batch, out)));
     }
 
+    fn too_large(self) {
+        let _ = self.reply.send(Err(SubmitError::TooLarge));
+    }
+
+    fn no_space(self) {
+        let _ = self.reply.send(Err(SubmitError::NoSpace));
+    }
+
     fn unknown(self) {
         let _ = self.reply.send(Err(SubmitError::Unknown));
     }
@@ -82,6 +94,7 @@ impl Submission {
 pub(crate) struct Proposer {
     pub(crate) group: Group,
     pub(crate) replica: Arc<Replica>,
+    pub(crate) wal: Wal,
     /// What the shard's log should say about the shard; the leader proposes it when the log does not.
     pub(crate) configuration: watch::Receiver<Option<Configure>>,
 }
@@ -103,32 +116,41 @@ impl Proposer {
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick_in_flight = false;
         loop {
-            let room = in_flight.len() < ENTRIES_IN_FLIGHT;
+            let may_tick = in_flight.len() < ENTRIES_IN_FLIGHT && !tick_in_flight;
             tokio::select! {
                 biased;
                 Some((pending, outcome)) = in_flight.next() => {
                     tick_in_flight &= pending.is_some();
                     settle(pending, outcome);
                 }
-                received = submissions.recv_many(&mut waiting, QUEUE_BATCHES), if room && waiting.len() < QUEUE_BATCHES => {
+                received = submissions.recv_many(&mut waiting, QUEUE_BATCHES), if waiting.len() < QUEUE_BATCHES => {
                     if received == 0 {
                         break;
                     }
                 }
-                () = self.replica.tick_wanted.notified(), if room && !tick_in_flight => {
-                    tick_in_flight = true;
-                    self.propose_own(&mut in_flight, |builder| builder.tick(TICK_LIMIT)).await;
-                }
-                _ = due.tick(), if room && !tick_in_flight => {
-                    if let Some(configure) = self.missing_configuration() {
+                () = self.replica.tick_wanted.notified(), if may_tick => {
+                    if self.leads() {
                         tick_in_flight = true;
-                        info!(shard = configure.shard.0, "configuring a new shard");
-                        self.propose_own(&mut in_flight, |builder| builder.configure(&configure)).await;
-                    } else if self.is_due() {
-                        tick_in_flight = true;
-                        self.propose_own(&mut in_flight, |builder| builder.tick(TICK_LIMIT)).await;
+                        self.propose_own(&mut in_flight, |builder| _ = builder.tick(TICK_LIMIT)).await;
                     }
                 }
+                _ = due.tick() => {
+                    if !may_tick {
+                    } else if let Some(configure) = self.missing_configuration() {
+                        tick_in_flight = true;
+                        info!(shard = configure.shard.0, "configuring a new shard");
+                        self.propose_own(&mut in_flight, |builder| _ = builder.configure(&configure)).await;
+                    } else if self.is_due() {
+                        tick_in_flight = true;
+                        self.propose_own(&mut in_flight, |builder| _ = builder.tick(TICK_LIMIT)).await;
+                    }
+                }
+            }
+            // Who was answered meanwhile (time ran out) is not proposed after all.
+            waiting.retain(|submission| !submission.reply.is_closed());
+            if in_flight.len() >= ENTRIES_IN_FLIGHT && self.lost_majority() {
+                // What is in flight may yet be committed. What waits behind it was never proposed: say so.
+                waiting.drain(..).for_each(Submission::not_leader);
             }
             while !waiting.is_empty() && in_flight.len() < ENTRIES_IN_FLIGHT {
                 let writes = waiting.iter().any(|submission| submission.batch.writes() > 0);
@@ -153,7 +175,8 @@ impl Proposer {
     }
 
     fn header(&self) -> Header {
-        Header::new(self.replica.clock.now_ms(), rand::random())
+        let clock_ms = self.replica.clock.now_ms();
+        Header { feature_level: FEATURE_LEVEL, clock_ms, seed: rand::random(), out_of_memory: false }
     }
 
     async fn propose(&mut self, in_flight: &mut FuturesUnordered<InFlight>, submissions: Vec<Submission>) {
@@ -167,6 +190,10 @@ impl Proposer {
             for item in submission.batch.iter().filter(|item| item.command.is_write()) {
                 builder.command(item.db, item.packed);
             }
+        }
+        if self.wal.admit(builder.len_bytes() as u64).is_err() {
+            submissions.into_iter().for_each(Submission::no_space);
+            return;
         }
         let pending = Pending::new(submissions);
         match self.group.propose(builder.finish().into(), Some(local(&pending))).await {
@@ -205,7 +232,12 @@ impl Proposer {
                 continue;
             }
             let start = submission.out.mark();
-            match self.replica.read(&submission.batch, 0, |_| self.replica.clock.now_ms(), &mut *submission.out) {
+            match self.replica.read(
+                &submission.batch,
+                0,
+                |_| self.replica.clock.now_ms(),
+                &mut *submission.out,
+            ) {
                 Ok(()) => submission.answered(),
                 Err(Waiting { .. }) => {
                     submission.out.rewind(start);
@@ -214,6 +246,11 @@ impl Proposer {
             }
         }
         *waiting = rest;
+    }
+
+    /// Nobody answered for a lease: a majority may have gone, and another may lead it.
+    fn lost_majority(&self) -> bool {
+        matches!(self.group.lease(), Err(NotLeased::NotLeader | NotLeased::Expired))
     }
 
     fn leads(&self) -> bool {
@@ -249,6 +286,7 @@ fn settle(pending: Option<Arc<Pending>>, outcome: Result<(), ProposeError>) {
     for submission in submissions {
         match outcome {
             Err(ProposeError::NotLeader { .. }) => submission.not_leader(),
+            Err(ProposeError::TooLarge { .. }) => submission.too_large(),
             Ok(()) | Err(ProposeError::Lost) => submission.unknown(),
         }
     }

@@ -5,7 +5,7 @@ use crate::batch::{Batch, ReplySink};
 use crate::clock::LogClock;
 use crate::proposer::Submission;
 use bytes::Bytes;
-use kvorum_cluster::{Configure, Refusal, ShardMachine, Unwitnessed, Witness};
+use kvorum_cluster::{Refusal, ShardMachine, Unwitnessed, Witness};
 use kvorum_keyspace::{NullSink, Sink};
 use kvorum_raft::{Committed, Fatal, Local, Machine};
 use parking_lot::{Mutex, RwLock};
@@ -66,10 +66,6 @@ impl Replica {
         self.configured.load(Ordering::Acquire)
     }
 
-    pub(crate) fn configuration(&self) -> Option<Configure> {
-        self.with(|machine| machine.configured().cloned())
-    }
-
     /// Runs the reads of `batch` from command `from` on. `Err` names the command that has to wait and the
     /// log clock it waits for; its reply is not in `out`.
     pub(crate) fn read(
@@ -97,7 +93,7 @@ impl Replica {
 
     /// Waits until the log's clock has reached `clock_ms`, asking for a tick.
     pub(crate) async fn clock_reaches(&self, clock_ms: u64) {
-        self.clock_waiters.fetch_add(1, Ordering::SeqCst);
+        let _waiter = Waiter::of(&self.clock_waiters);
         loop {
             let moved = self.clock_moved.notified();
             if self.applied_clock_ms.load(Ordering::SeqCst) >= clock_ms {
@@ -106,7 +102,6 @@ impl Replica {
             self.tick_wanted.notify_one();
             moved.await;
         }
-        self.clock_waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn applied(&self, clock_ms: u64, configured: bool) {
@@ -118,6 +113,22 @@ impl Replica {
         if self.clock_waiters.load(Ordering::SeqCst) > 0 {
             self.clock_moved.notify_waiters();
         }
+    }
+}
+
+/// Counts one who waits, also when the wait is cut short.
+struct Waiter<'a>(&'a AtomicU64);
+
+impl<'a> Waiter<'a> {
+    fn of(waiters: &'a AtomicU64) -> Waiter<'a> {
+        waiters.fetch_add(1, Ordering::SeqCst);
+        Waiter(waiters)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -146,7 +157,7 @@ impl Machine for Replica {
                 outcome
             }
         }
-        .map_err(|error| Fatal::new(error.to_string()))?;
+        .map_err(|error| Fatal(error.to_string()))?;
         let (clock_ms, configured) = (machine.clock_ms(), machine.configured().is_some());
         drop(machine);
         self.applied(clock_ms, configured);
@@ -156,8 +167,8 @@ impl Machine for Replica {
         Ok(())
     }
 
-    fn blank(&self, index: u64, term: u64) -> Result<(), Fatal> {
-        self.machine.write().advance(index, term).map_err(|error| Fatal::new(error.to_string()))
+    fn blank(&self, index: u64, term: u64) {
+        self.machine.write().advance(index, term).expect("Raft hands entries over in order");
     }
 }
 

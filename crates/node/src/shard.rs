@@ -2,13 +2,15 @@
 
 use crate::batch::{Batch, ReplySink};
 use crate::config::ReadMode;
-use crate::proposer::{COMMAND_BYTES, SubmitError, Submission};
+use crate::proposer::{COMMAND_BYTES, Submission, SubmitError};
 use crate::replica::{Replica, Waiting};
 use kvorum_cluster::{ReplicaId, ShardId};
 use kvorum_keyspace::Slot;
-use kvorum_raft::{Group, Status};
+use kvorum_raft::{Group, NotLeased, Status};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot};
 
 /// A replica on this server. Clones are cheap and mean the same replica.
@@ -24,6 +26,39 @@ struct Inner {
     read_mode: ReadMode,
     write_timeout: Duration,
     stale_bound: Duration,
+    freshness: Mutex<Freshness>,
+}
+
+/// How old a follower's state can be at most: it has everything that its leader had at some time, which is
+/// counted from when the follower asked, not from when the answer came.
+#[derive(Default)]
+struct Freshness {
+    /// This replica has what the leader had then.
+    had: Option<Instant>,
+    /// What the leader had at a later time, while this replica does not have that yet.
+    awaited: Option<(Instant, u64)>,
+}
+
+impl Freshness {
+    fn learn(&mut self, asked: Instant, index: u64, applied: u64) {
+        self.settle(applied);
+        if applied >= index {
+            self.had = self.had.max(Some(asked));
+        } else if self.awaited.is_none() {
+            self.awaited = Some((asked, index));
+        }
+    }
+
+    fn settle(&mut self, applied: u64) {
+        if let Some((asked, _)) = self.awaited.take_if(|&mut (_, index)| applied >= index) {
+            self.had = self.had.max(Some(asked));
+        }
+    }
+
+    fn age(&mut self, applied: u64) -> Option<Duration> {
+        self.settle(applied);
+        self.had.map(|had| had.elapsed())
+    }
 }
 
 /// Why reads were not served. Definite: nothing ran, and the sink holds no reply of this batch.
@@ -32,13 +67,16 @@ pub enum ReadError {
     /// This replica cannot prove that it leads.
     #[error("this replica does not lead")]
     NotLeader,
-    /// This follower has not heard from its leader within the configured bound.
+    /// This follower does not have what its leader had within the configured bound.
     #[error("this replica is too far behind its leader")]
     TooStale,
 }
 
 /// How often a read that waits for the log's clock looks whether it still may.
 const CLOCK_PATIENCE: Duration = Duration::from_millis(100);
+
+/// A round to the majority takes no longer, or there is none.
+const ROUND_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often WAIT looks at what the followers have.
 const WAIT_INTERVAL: Duration = Duration::from_millis(2);
@@ -52,7 +90,17 @@ impl Shard {
         read_mode: ReadMode,
         (write_timeout, stale_bound): (Duration, Duration),
     ) -> Shard {
-        Shard(Arc::new(Inner { id, replica_id, group, replica, proposer, read_mode, write_timeout, stale_bound }))
+        Shard(Arc::new(Inner {
+            id,
+            replica_id,
+            group,
+            replica,
+            proposer,
+            read_mode,
+            write_timeout,
+            stale_bound,
+            freshness: Mutex::default(),
+        }))
     }
 
     /// Which shard.
@@ -68,6 +116,12 @@ impl Shard {
     /// Raft's view of this replica.
     pub fn status(&self) -> Arc<Status> {
         self.0.group.status().borrow().clone()
+    }
+
+    /// A leader that was asked at `asked` answered that it leads and had applied `index`.
+    pub(crate) fn leader_had(&self, asked: Instant, index: u64) {
+        let applied = self.0.group.status().borrow().applied;
+        self.0.freshness.lock().learn(asked, index, applied);
     }
 
     pub(crate) fn group(&self) -> &Group {
@@ -111,30 +165,33 @@ impl Shard {
     }
 
     async fn confirm_leadership(&self) -> Result<(), ReadError> {
-        match self.0.read_mode {
-            ReadMode::Lease => self.0.group.lease().map_err(|_| ReadError::NotLeader),
-            ReadMode::Quorum => {
-                let round = self.0.group.read_index();
-                match tokio::time::timeout(self.0.write_timeout, round).await {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(_)) | Err(_) => Err(ReadError::NotLeader),
-                }
+        if self.0.read_mode == ReadMode::Lease {
+            match self.0.group.lease() {
+                Ok(()) => return Ok(()),
+                Err(NotLeased::NotLeader) => return Err(ReadError::NotLeader),
+                // The lease is late, or was given up for this term: a round to the majority decides.
+                Err(_) => {}
             }
+        }
+        match tokio::time::timeout(ROUND_PATIENCE, self.0.group.read_index()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(ReadError::NotLeader),
         }
     }
 
     /// Runs a batch of reads on what this replica has applied, judging expiry by the log's clock.
     ///
     /// # Errors
-    /// [`ReadError::TooStale`] when the leader has not been heard within the configured bound.
+    /// [`ReadError::TooStale`] when it does not have what the leader had a configured time ago.
     ///
     /// # Panics
     /// When the batch holds a write.
     pub async fn read_stale(&self, batch: &Batch, out: &mut dyn ReplySink) -> Result<(), ReadError> {
         assert_eq!(batch.writes(), 0, "reads only");
-        let status = self.status();
-        let fresh = status.leader.is_some()
-            && status.leader_heard.is_none_or(|heard| heard.elapsed() <= self.0.stale_bound);
+        let applied = self.0.group.status().borrow().applied;
+        let leads = self.0.group.lease().is_ok();
+        let fresh =
+            leads || self.0.freshness.lock().age(applied).is_some_and(|age| age <= self.0.stale_bound);
         if !self.0.replica.is_configured() || !fresh {
             return Err(ReadError::TooStale);
         }
@@ -158,8 +215,12 @@ impl Shard {
         }
         let (reply, replied) = oneshot::channel();
         let submission = Submission { batch, out, reply };
-        if let Err(mpsc::error::SendError(submission)) = self.0.proposer.send(submission).await {
-            return Err(SubmitError::NotLeader(submission.batch, submission.out));
+        match self.0.proposer.send_timeout(submission, self.0.write_timeout).await {
+            Ok(()) => {}
+            // Not even queued: the proposer has ended, or its queue stayed full.
+            Err(SendTimeoutError::Closed(submission) | SendTimeoutError::Timeout(submission)) => {
+                return Err(SubmitError::NotLeader(submission.batch, submission.out));
+            }
         }
         match tokio::time::timeout(self.0.write_timeout, replied).await {
             Ok(Ok(outcome)) => outcome,
@@ -202,5 +263,28 @@ impl Shard {
     /// The shard's clock as this replica estimates it, milliseconds since the Unix epoch.
     pub fn clock_ms(&self) -> u64 {
         self.0.replica.clock.now_ms()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_follower_is_as_fresh_as_the_question_whose_answer_it_has() {
+        let mut freshness = Freshness::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(freshness.age(0), None, "nothing was asked yet");
+        freshness.learn(at(1), 10, 10);
+        assert_eq!(freshness.had, Some(at(1)));
+        freshness.learn(at(2), 20, 15);
+        assert_eq!(freshness.had, Some(at(1)), "it does not have entry 20");
+        freshness.learn(at(3), 30, 25);
+        assert_eq!(freshness.had, Some(at(2)), "it has entry 20 by now");
+        assert!(freshness.age(30).is_some());
+        assert_eq!(freshness.had, Some(at(2)), "entry 30 was not remembered while 20 was awaited");
+        freshness.learn(at(4), 30, 30);
+        assert_eq!(freshness.had, Some(at(4)));
     }
 }
