@@ -112,6 +112,7 @@ struct Connection<E> {
     held_since: Option<Instant>,
     /// Resolves when what is held should be routed again.
     hold: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    #[expect(clippy::vec_box, reason = "batches travel with boxed sinks: the boxes are what is kept")]
     spare: Vec<Box<RespSink>>,
     tally: Tally,
     /// Bytes that a reply had of late: batches are made smaller when replies are large.
@@ -376,13 +377,8 @@ impl<E: Engine> Connection<E> {
         }
         // The requests lie in the decoder's buffer while they are looked at.
         let mut decoder = std::mem::take(&mut self.decoder);
-        let mut turn_is_over = false;
         let mut requests = 0;
-        while !self.wants_bytes && self.may_look() {
-            if requests == TURN_REQUESTS {
-                turn_is_over = true;
-                break;
-            }
+        while requests < TURN_REQUESTS && !self.wants_bytes && self.may_look() {
             match decoder.next() {
                 Ok(Some(args)) => {
                     requests += 1;
@@ -400,7 +396,9 @@ impl<E: Engine> Connection<E> {
         }
         self.close_batch().await;
         self.decoder = decoder;
-        turn_is_over
+        // What had an outcome at once may have made way for more.
+        self.advance();
+        !self.wants_bytes && self.may_look() || self.may_take_up_deferred()
     }
 
     /// Whether the next request may be looked at.
@@ -410,6 +408,11 @@ impl<E: Engine> Connection<E> {
             && self.batches_in_flight < BATCHES_IN_FLIGHT
             && self.bytes_in_flight < BYTES_IN_FLIGHT
             && self.out.bytes().len() - self.sent < UNSENT_BYTES
+    }
+
+    /// Whether what is deferred may be looked at again.
+    fn may_take_up_deferred(&self) -> bool {
+        !self.deferred.is_empty() && self.queue.is_empty() && self.hold.is_none()
     }
 
     /// Whether there is nothing left to do but to write what is ready.
@@ -711,7 +714,7 @@ impl<E: Engine> Connection<E> {
 
     /// Routes what is deferred once everything before it is answered and there is news about who leads.
     async fn take_up_deferred(&mut self) {
-        if self.deferred.is_empty() || !self.queue.is_empty() || self.hold.is_some() {
+        if !self.may_take_up_deferred() {
             return;
         }
         let patience = self.shared.port.settings.failover_hold();

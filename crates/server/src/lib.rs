@@ -18,5 +18,7 @@ mod serve;
 mod session;
 mod settings;
 mod stats;
+#[cfg(test)]
+mod testing;
 
 pub use serve::{ServeConfig, ServeError, serve};

@@ -1,1 +1,488 @@
-//! Connections over real sockets and a scripted replica.
+//! Connections over real sockets, in front of a scripted replica.
+
+use crate::connection::Shared;
+use crate::serve::listen;
+use crate::testing::{Scripted, Step, port};
+use kvorum_cluster::Mode;
+use kvorum_node::ReadError;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Long enough for anything that should happen.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Long enough to believe that something does not happen.
+const SILENCE: Duration = Duration::from_millis(100);
+
+/// A port in front of a replica.
+struct Server {
+    shared: Arc<Shared<Scripted>>,
+    address: SocketAddr,
+    stop: watch::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(replica: Option<&Scripted>) -> Server {
+        let shared = Arc::new(Shared::new(port()));
+        if let Some(replica) = replica {
+            assert!(shared.engine.set(replica.clone()).is_ok());
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(());
+        let task = tokio::spawn(listen(listener, Arc::clone(&shared), stopped));
+        Server { shared, address, stop, task }
+    }
+
+    async fn client(&self) -> Client {
+        Client(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    fn held(&self) -> u64 {
+        self.shared.port.stats.holds.load(Ordering::Relaxed)
+    }
+}
+
+struct Client(TcpStream);
+
+impl Client {
+    async fn send(&mut self, requests: &str) {
+        self.0.write_all(requests.as_bytes()).await.unwrap();
+    }
+
+    /// The next bytes must be exactly these.
+    async fn expect(&mut self, replies: &str) {
+        let mut got = vec![0; replies.len()];
+        let read = tokio::time::timeout(PATIENCE, self.0.read_exact(&mut got)).await;
+        let got = String::from_utf8_lossy(&got).into_owned();
+        assert!(read.is_ok(), "expected {replies:?}, got {got:?} so far");
+        read.unwrap().unwrap();
+        assert_eq!(got, replies);
+    }
+
+    async fn expect_silence(&mut self) {
+        let mut byte = [0];
+        let read = tokio::time::timeout(SILENCE, self.0.read(&mut byte)).await;
+        assert!(read.is_err(), "expected nothing yet, got {read:?} {byte:?}");
+    }
+
+    async fn expect_end(&mut self) {
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, self.0.read_to_end(&mut rest)).await.unwrap();
+        // A reset is an end, too.
+        assert!(rest.is_empty() && !matches!(read, Ok(1..)), "{:?}", String::from_utf8_lossy(&rest));
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+const DOWN: &str = "-CLUSTERDOWN The cluster is down\r\n";
+
+#[tokio::test]
+async fn a_pipeline_is_answered_in_its_order() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client
+        .send(
+            "GET bar\r\nSET bar 1\r\nINCR bar\r\nPING\r\nGET bar\r\nGET foo\r\nMGET bar foo\r\nNOPE\r\nGET\r\n\
+             INCR bar\r\nCLUSTER COUNTKEYSINSLOT 5061\r\nSET bar x\r\nINCR bar\r\nGET bar\r\n",
+        )
+        .await;
+    client
+        .expect(
+            "$-1\r\n+OK\r\n:2\r\n+PONG\r\n$1\r\n2\r\n-MOVED 12182 10.0.0.3:7002\r\n\
+             -CROSSSLOT Keys in request don't hash to the same slot\r\n\
+             -ERR unknown command 'NOPE', with args beginning with: \r\n\
+             -ERR wrong number of arguments for 'get' command\r\n:3\r\n:1\r\n+OK\r\n\
+             -ERR value is not an integer or out of range\r\n$1\r\nx\r\n",
+        )
+        .await;
+    let stats = &server.shared.port.stats;
+    until("statistics are added at the end of a turn", || {
+        stats.commands().any(|stats| stats.name == "incr" && (stats.calls, stats.failed) == (3, 1))
+    })
+    .await;
+    let get = stats.commands().find(|stats| stats.name == "get").unwrap();
+    assert_eq!((get.calls, get.rejected), (3, 2));
+    let errors = stats.errors();
+    assert!(errors.contains(&("MOVED".to_owned(), 1)) && errors.contains(&("ERR".to_owned(), 3)), "{errors:?}");
+}
+
+#[tokio::test]
+async fn a_read_does_not_overtake_a_write_that_is_pending() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let decide = replica.expect_later();
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\n").await;
+    client.expect_silence().await;
+    client.send("GET bar\r\nPING\r\n").await;
+    client.expect_silence().await;
+    assert!(decide.send(Step::Run).is_ok());
+    client.expect("+OK\r\n$1\r\n1\r\n+PONG\r\n").await;
+    assert_eq!(replica.log(), ["SET bar 1", "GET bar"], "the read went behind the write");
+}
+
+#[tokio::test]
+async fn what_is_sent_during_an_election_waits_and_then_runs_in_order() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.depose(0, 2);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\nPING\r\nINCR bar\r\nGET foo\r\nGET bar\r\n").await;
+    client.expect_silence().await;
+    assert_eq!(server.held(), 1);
+    replica.elect(0, 2, 1);
+    client.expect("+OK\r\n+PONG\r\n:2\r\n-MOVED 12182 10.0.0.3:7002\r\n$1\r\n2\r\n").await;
+}
+
+#[tokio::test]
+async fn who_waited_is_sent_to_the_new_leader() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.depose(0, 2);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\nGET bar\r\nDBSIZE\r\n").await;
+    client.expect_silence().await;
+    replica.elect(0, 2, 2);
+    client.expect("-MOVED 5061 10.0.0.2:7000\r\n-MOVED 5061 10.0.0.2:7000\r\n:0\r\n").await;
+    assert!(replica.log().is_empty());
+}
+
+#[tokio::test]
+async fn holding_ends_with_an_error() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.depose(0, 2);
+    let server = Server::start(Some(&replica)).await;
+    server.shared.port.settings.failover_hold_ms.store(150, Ordering::Relaxed);
+    let mut client = server.client().await;
+    let start = Instant::now();
+    client.send("SET bar 1\r\nGET bar\r\nPING\r\n").await;
+    client.expect(&format!("{DOWN}{DOWN}+PONG\r\n")).await;
+    assert!(start.elapsed() >= Duration::from_millis(150));
+    // And the connection is as good as before.
+    replica.elect(0, 2, 1);
+    client.send("SET bar 2\r\n").await;
+    client.expect("+OK\r\n").await;
+    assert_eq!(replica.log(), ["SET bar 2"]);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_not_held() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.depose(0, 2);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\n").await;
+    until("it is held", || server.held() == 1).await;
+    drop(client);
+    until("it is gone", || server.shared.port.clients.len() == 0).await;
+    replica.elect(0, 2, 1);
+    tokio::time::sleep(SILENCE).await;
+    assert!(replica.log().is_empty(), "what was held was dropped");
+}
+
+#[tokio::test]
+async fn a_batch_that_found_no_leader_runs_when_there_is_one() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    replica.expect([Step::NotLeader, Step::NotLeader]);
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\nINCR bar\r\nPING\r\n").await;
+    client.expect("+OK\r\n:2\r\n+PONG\r\n").await;
+    assert_eq!(replica.log(), ["SET bar 1", "INCR bar"]);
+}
+
+#[tokio::test]
+async fn a_batch_does_not_run_after_one_that_was_sent_later() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let (first, second, third) = (replica.expect_later(), replica.expect_later(), replica.expect_later());
+    let mut client = server.client().await;
+    for request in ["SET bar 1\r\n", "SET bar 2\r\n", "SET bar 3\r\n"] {
+        client.send(request).await;
+        client.expect_silence().await;
+    }
+    assert!(first.send(Step::NotLeader).is_ok());
+    client.expect_silence().await;
+    assert!(third.send(Step::NotLeader).is_ok());
+    assert!(second.send(Step::Run).is_ok());
+    client.expect(&format!("{DOWN}+OK\r\n+OK\r\n")).await;
+    assert_eq!(replica.log(), ["SET bar 2", "SET bar 3"]);
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_is_told_for_each_command_and_nothing_runs_twice() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    replica.expect([Step::Unknown]);
+    let mut client = server.client().await;
+    client.send("INCR bar\r\nINCR bar\r\n").await;
+    client.expect("-UNKNOWN ").await;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n-UNKNOWN ") {
+        line.push(client.0.read_u8().await.unwrap());
+    }
+    while !line.ends_with(b"\r\n") {
+        line.push(client.0.read_u8().await.unwrap());
+    }
+    client.send("PING\r\n").await;
+    client.expect("+PONG\r\n").await;
+    assert!(replica.log().is_empty());
+    assert_eq!(server.shared.port.stats.unknown_outcomes.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn reads_without_a_lease_wait_for_one() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    replica.fail_reads([ReadError::NotLeader, ReadError::NotLeader]);
+    let mut client = server.client().await;
+    client.send("GET bar\r\nPING\r\nEXISTS bar\r\n").await;
+    client.expect("$-1\r\n+PONG\r\n:0\r\n").await;
+    assert!(server.held() >= 1);
+}
+
+#[tokio::test]
+async fn followers_serve_reads_after_readonly_as_long_as_they_are_fresh() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.elect(0, 2, 2);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("GET bar\r\nREADONLY\r\nGET bar\r\nSET bar 1\r\n").await;
+    let moved = "-MOVED 5061 10.0.0.2:7000\r\n";
+    client.expect(&format!("{moved}+OK\r\n$-1\r\n{moved}")).await;
+    replica.fail_reads([ReadError::TooStale]);
+    client.send("GET bar\r\nREADWRITE\r\nGET bar\r\n").await;
+    let too_old = "-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.\r\n";
+    client.expect(&format!("{too_old}+OK\r\n{moved}")).await;
+    client.send("FLUSHALL\r\n").await;
+    client.expect("-READONLY You can't write against a read only replica.\r\n").await;
+}
+
+#[tokio::test]
+async fn replies_can_be_turned_off() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client
+        .send(
+            "CLIENT REPLY OFF\r\nSET bar 1\r\nGET bar\r\nPING\r\nNOPE\r\nGET foo\r\nCLIENT REPLY ON\r\n\
+             CLIENT REPLY SKIP\r\nINCR bar\r\nINCR bar\r\n",
+        )
+        .await;
+    client.expect("+OK\r\n:3\r\n").await;
+    client.expect_silence().await;
+}
+
+#[tokio::test]
+async fn hello_switches_the_protocol_of_what_follows() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let decide = replica.expect_later();
+    let mut client = server.client().await;
+    client.send("SET bar 1 GET\r\nHELLO 3\r\nGET nosuch{bar}\r\n").await;
+    client.expect_silence().await;
+    assert!(decide.send(Step::Run).is_ok());
+    client
+        .expect(
+            "$-1\r\n%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n$5\r\nproto\r\n:3\r\n\
+             $2\r\nid\r\n:1\r\n$4\r\nmode\r\n$7\r\ncluster\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n\
+             *0\r\n_\r\n",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_request_end_the_connection_after_earlier_replies() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\nGET bar\r\n*1\r\n:1\r\nGET bar\r\n").await;
+    client.expect("+OK\r\n$1\r\n1\r\n-ERR Protocol error: expected '$', got ':'\r\n").await;
+    client.expect_end().await;
+    let mut client = server.client().await;
+    client.send("INCR bar\r\nQUIT\r\nINCR bar\r\n").await;
+    client.expect(":2\r\n+OK\r\n").await;
+    client.expect_end().await;
+    assert_eq!(replica.log().last().unwrap(), "INCR bar");
+    assert_eq!(replica.log().iter().filter(|command| *command == "INCR bar").count(), 1);
+}
+
+#[tokio::test]
+async fn half_a_connection_still_gets_its_replies() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\nGET bar\r\nGET b").await;
+    client.0.shutdown().await.unwrap();
+    client.expect("+OK\r\n$1\r\n1\r\n").await;
+    client.expect_end().await;
+}
+
+#[tokio::test]
+async fn a_large_pipeline_is_answered_and_others_have_their_turn() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let mut greedy = server.client().await;
+    const COMMANDS: usize = 50_000;
+    let (mut read, mut write) = greedy.0.into_split();
+    let writer = tokio::spawn(async move {
+        write.write_all("SET bar 12345\r\nGET bar\r\n".repeat(COMMANDS).as_bytes()).await.unwrap();
+        write
+    });
+    let mut other = server.client().await;
+    for _ in 0..20 {
+        other.send("PING\r\n").await;
+        other.expect("+PONG\r\n").await;
+    }
+    let reply = "+OK\r\n$5\r\n12345\r\n";
+    let mut got = vec![0; reply.len() * COMMANDS];
+    tokio::time::timeout(6 * PATIENCE, read.read_exact(&mut got)).await.unwrap().unwrap();
+    assert!(got == reply.repeat(COMMANDS).as_bytes());
+    greedy = Client(read.reunite(writer.await.unwrap()).unwrap());
+    greedy.send("PING\r\n").await;
+    greedy.expect("+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_not_read_from() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send(&format!("SET bar {}\r\n", "x".repeat(50_000))).await;
+    client.expect("+OK\r\n").await;
+    // 5,000 replies of 50,000 bytes: 250 MB that nobody reads.
+    let requests = "GET bar\r\n".repeat(5_000);
+    client.send(&requests).await;
+    let stats = &server.shared.port.stats;
+    let mut last = 0;
+    loop {
+        tokio::time::sleep(SILENCE).await;
+        let now = stats.commands_processed.load(Ordering::Relaxed);
+        if now == last && now > 1 {
+            break;
+        }
+        last = now;
+    }
+    assert!(last < 1_000, "{last} commands run for a client that takes no replies");
+    let reply = format!("$50000\r\n{}\r\n", "x".repeat(50_000));
+    for _ in 0..5_000 {
+        client.expect(&reply).await;
+    }
+}
+
+#[tokio::test]
+async fn too_many_clients_are_turned_away() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    server.shared.port.settings.maxclients.store(1, Ordering::Relaxed);
+    let mut first = server.client().await;
+    first.send("PING\r\n").await;
+    first.expect("+PONG\r\n").await;
+    let mut second = server.client().await;
+    second.expect("-ERR max number of clients reached\r\n").await;
+    second.expect_end().await;
+    drop(first);
+    until("the first is gone", || server.shared.port.clients.len() == 0).await;
+    let mut third = server.client().await;
+    third.send("PING\r\n").await;
+    third.expect("+PONG\r\n").await;
+    assert_eq!(server.shared.port.stats.connections_rejected.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn silent_clients_are_ended_after_the_timeout() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("CONFIG SET timeout 1\r\n").await;
+    client.expect("+OK\r\n").await;
+    client.expect_end().await;
+}
+
+#[tokio::test]
+async fn clients_can_be_killed() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let (mut victim, mut killer) = (server.client().await, server.client().await);
+    victim.send("CLIENT ID\r\n").await;
+    victim.expect(":1\r\n").await;
+    killer.send("CLIENT KILL ID 1\r\nCLIENT KILL ID 1 SKIPME no\r\n").await;
+    killer.expect(":1\r\n").await;
+    victim.expect_end().await;
+    killer.send("CLIENT KILL ID 2 SKIPME no\r\n").await;
+    let mut rest = String::new();
+    killer.0.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.ends_with(":1\r\n"), "{rest}");
+}
+
+#[tokio::test]
+async fn stopping_finishes_what_was_sent() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let Server { shared, address, stop, task } = Server::start(Some(&replica)).await;
+    let decide = replica.expect_later();
+    let mut busy = Client(TcpStream::connect(address).await.unwrap());
+    let mut idle = Client(TcpStream::connect(address).await.unwrap());
+    busy.send("SET bar 1\r\nGET bar\r\n").await;
+    until("both are there", || shared.port.clients.len() == 2).await;
+    busy.expect_silence().await;
+    drop(stop);
+    idle.expect_end().await;
+    assert!(decide.send(Step::Run).is_ok());
+    busy.expect("+OK\r\n$1\r\n1\r\n").await;
+    busy.expect_end().await;
+    tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn a_server_without_a_cluster_looks_like_an_empty_node() {
+    let server = Server::start(None).await;
+    let mut client = server.client().await;
+    client.send("PING\r\nGET bar\r\nMGET a b\r\nDBSIZE\r\nKEYS *\r\nFLUSHALL\r\nWAIT 0 0\r\n").await;
+    let not_served = "-CLUSTERDOWN Hash slot not served\r\n";
+    client.expect(&format!("+PONG\r\n{not_served}{not_served}:0\r\n*0\r\n{not_served}:0\r\n")).await;
+}
+
+#[tokio::test]
+async fn a_standalone_leader_takes_keys_of_all_slots() {
+    let replica = Scripted::leading(Mode::Standalone);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("MSET a 1 b 2\r\nMGET a b foo\r\nSELECT 3\r\nCLUSTER INFO\r\n").await;
+    client
+        .expect(
+            "+OK\r\n*3\r\n$1\r\n1\r\n$1\r\n2\r\n$-1\r\n+OK\r\n\
+             -ERR This instance has cluster support disabled\r\n",
+        )
+        .await;
+    replica.elect(0, 2, 2);
+    client.send("SELECT 0\r\nSET a 1\r\nGET a\r\n").await;
+    client.expect("+OK\r\n-READONLY You can't write against a read only replica.\r\n$1\r\n1\r\n").await;
+}
+
+#[tokio::test]
+async fn wait_answers_in_its_place() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let decide = replica.expect_later();
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\nWAIT 5 100\r\nPING\r\n").await;
+    client.expect_silence().await;
+    assert!(decide.send(Step::Run).is_ok());
+    client.expect("+OK\r\n:2\r\n+PONG\r\n").await;
+}

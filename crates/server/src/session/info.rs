@@ -12,8 +12,11 @@ use kvorum_keyspace::{Args, Sink};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Writes a section.
+type Section = fn(&Facts<'_>) -> String;
+
 /// Sections in their order, and whether a plain INFO shows them.
-const SECTIONS: [(&str, bool, fn(&Facts<'_>) -> String); 13] = [
+const SECTIONS: [(&str, bool, Section); 13] = [
     ("server", true, server),
     ("clients", true, clients),
     ("memory", true, memory),
