@@ -27,6 +27,7 @@ pub use batch::{Batch, ReplySink};
 pub use clock::{SystemTimeSource, TimeSource};
 pub use config::{NodeConfig, ReadMode, Timing};
 pub use identity::IdentityError;
+pub use kvorum_raft::{Role, Status};
 pub use node::{Node, ServerIdentity, StartError};
 pub use proposer::SubmitError;
 pub use shard::{ReadError, Shard};

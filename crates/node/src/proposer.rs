@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info};
 
-/// Batches that wait for the proposer; beyond that, submitters wait.
+/// Batches that wait for the proposer; beyond that, submitters are sent away and come again.
 const QUEUE_BATCHES: usize = 4096;
 
 /// Entries in flight per shard. More only deepens queues: batching does the rest.

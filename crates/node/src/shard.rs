@@ -10,7 +10,7 @@ use kvorum_raft::{Group, NotLeased, Status};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 /// A replica on this server. Clones are cheap and mean the same replica.
@@ -201,7 +201,8 @@ impl Shard {
     }
 
     /// Takes a batch through the log. Its writes are acknowledged by their replies once a majority has them;
-    /// its reads run between them.
+    /// its reads run between them. The batch has its place in the shard's order once the future was polled for
+    /// the first time.
     ///
     /// # Errors
     /// See [`SubmitError`]: only [`SubmitError::Unknown`] leaves open whether the writes ran.
@@ -215,10 +216,12 @@ impl Shard {
         }
         let (reply, replied) = oneshot::channel();
         let submission = Submission { batch, out, reply };
-        match self.0.proposer.send_timeout(submission, self.0.write_timeout).await {
+        // Never waiting for room here keeps batches in the order in which they are submitted; who finds the
+        // queue full has lost nothing and comes again.
+        match self.0.proposer.try_send(submission) {
             Ok(()) => {}
-            // Not even queued: the proposer has ended, or its queue stayed full.
-            Err(SendTimeoutError::Closed(submission) | SendTimeoutError::Timeout(submission)) => {
+            // Not even queued: the proposer has ended, or its queue is full.
+            Err(TrySendError::Closed(submission) | TrySendError::Full(submission)) => {
                 return Err(SubmitError::NotLeader(submission.batch, submission.out));
             }
         }
