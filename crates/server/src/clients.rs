@@ -165,6 +165,9 @@ mod tests {
         assert_eq!((first.id, second.id, clients.len()), (1, 2, 1));
         second.update(|profile| profile.name = b"worker".to_vec());
         let line = second.describe(Instant::now());
-        assert!(line.starts_with("id=2 addr=127.0.0.1:9 laddr=127.0.0.1:9 fd=-1 name=worker age=0"), "{line}");
+        assert!(
+            line.starts_with("id=2 addr=127.0.0.1:9 laddr=127.0.0.1:9 fd=-1 name=worker age=0"),
+            "{line}"
+        );
     }
 }

@@ -440,7 +440,8 @@ impl<E: Engine> Connection<E> {
         self.tally.flush(&self.shared.port.stats);
         let command = std::mem::take(&mut self.last_command);
         if !command.is_empty() {
-            let (input_bytes, output_bytes) = (self.decoder.pending_bytes(), self.out.bytes().len() - self.sent);
+            let (input_bytes, output_bytes) =
+                (self.decoder.pending_bytes(), self.out.bytes().len() - self.sent);
             self.client.update(|profile| {
                 profile.command = command;
                 profile.active = Some(Instant::now());
@@ -528,9 +529,7 @@ impl<E: Engine> Connection<E> {
         let limit = (UNSENT_BYTES / self.reply_bytes.max(1)).clamp(1, BATCH_COMMANDS);
         let bytes: usize = args.iter().map(|arg| arg.len()).sum();
         let full = self.open.as_ref().is_some_and(|open| {
-            open.terms != terms
-                || open.batch.len() >= limit
-                || open.batch.size_bytes() + bytes > BATCH_BYTES
+            open.terms != terms || open.batch.len() >= limit || open.batch.size_bytes() + bytes > BATCH_BYTES
         });
         if full {
             self.close_batch().await;
@@ -724,7 +723,9 @@ impl<E: Engine> Connection<E> {
             && let Some(next) = rest.pop_front()
         {
             match next {
-                Deferred::Reply(out) if self.queue.is_empty() && self.open.is_none() => self.take_replies(out),
+                Deferred::Reply(out) if self.queue.is_empty() && self.open.is_none() => {
+                    self.take_replies(out)
+                }
                 Deferred::Reply(out) => {
                     self.close_batch().await;
                     match self.deferred.is_empty() {

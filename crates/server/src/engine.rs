@@ -8,7 +8,7 @@ use crate::resp::RespSink;
 use crate::stats::KeyspaceCounts;
 use kvorum_cluster::{ReplicaId, View};
 use kvorum_keyspace::Slot;
-use kvorum_node::{Batch, Node, ReadError, ReplySink, Shard, SubmitError};
+use kvorum_node::{Batch, Node, ReadError, ReplySink, Role, Shard, SubmitError};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +28,7 @@ pub(crate) enum Failure {
 /// A replica that can run commands. Clones are cheap and mean the same replica.
 pub(crate) trait Engine: Replica + Clone + 'static {
     /// Runs reads, linearizably, on the leader. On an error `out` is as it was.
-    fn read(&self, batch: &Batch, out: &mut RespSink)
-    -> impl Future<Output = Result<(), ReadError>> + Send;
+    fn read(&self, batch: &Batch, out: &mut RespSink) -> impl Future<Output = Result<(), ReadError>> + Send;
 
     /// Runs reads on a follower's state. On an error `out` is as it was.
     fn read_stale(
@@ -84,10 +83,10 @@ impl Replica for NodeReplica {
         let status = self.shard.status();
         Standing {
             role: match status.role {
-                kvorum_node::Role::Leader => "leader",
-                kvorum_node::Role::Follower => "follower",
-                kvorum_node::Role::Candidate => "candidate",
-                kvorum_node::Role::Learner => "learner",
+                Role::Leader => "leader",
+                Role::Follower => "follower",
+                Role::Candidate => "candidate",
+                Role::Learner => "learner",
             },
             term: status.term,
             serves: self.shard.serves(),
@@ -96,7 +95,6 @@ impl Replica for NodeReplica {
             committed: status.committed,
             applied: status.applied,
             matched: status.matched.clone(),
-            heard_ago: status.leader_heard.map(|heard| heard.elapsed()),
             failed: status.failed.clone(),
         }
     }

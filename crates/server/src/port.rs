@@ -83,8 +83,6 @@ pub(crate) struct Standing {
     pub(crate) applied: u64,
     /// On the leader: how far each replica's log is known to reach.
     pub(crate) matched: BTreeMap<u64, u64>,
-    /// How long ago it heard its leader, on a follower.
-    pub(crate) heard_ago: Option<Duration>,
     /// Why it stopped.
     pub(crate) failed: Option<String>,
 }

@@ -134,9 +134,9 @@ impl Ports {
         }
         // In a larger cluster this server may have no replica of shard 0, and then nobody to answer for it.
         let placed = server.server_id.zip(self.node.view()).is_some_and(|(server, view)| {
-            view.topology.shard(BASE).is_some_and(|shard| {
-                shard.replicas.iter().all(|replica| replica.server != server)
-            })
+            view.topology
+                .shard(BASE)
+                .is_some_and(|shard| shard.replicas.iter().all(|replica| replica.server != server))
         });
         if placed && let Some(port) = self.open.remove(&BASE) {
             port.close().await;

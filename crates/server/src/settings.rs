@@ -173,9 +173,7 @@ fn table(place: Place<'_>) -> Vec<(&'static str, String)> {
         ("read-mode", settings.read_mode.to_owned()),
     ];
     table.extend(
-        CHANGEABLE
-            .iter()
-            .map(|rule| (rule.name, (rule.value)(settings).load(Ordering::Relaxed).to_string())),
+        CHANGEABLE.iter().map(|rule| (rule.name, (rule.value)(settings).load(Ordering::Relaxed).to_string())),
     );
     if let Some(durability) = durability {
         table.push(("durability", durability.to_string()));

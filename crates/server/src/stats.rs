@@ -142,8 +142,7 @@ impl PortStats {
         ] {
             counter.store(0, Ordering::Relaxed);
         }
-        *self.rates.lock() =
-            Rates { at: Instant::now(), last: [0; 3], samples: [[0; 3]; SAMPLES], next: 0 };
+        *self.rates.lock() = Rates { at: Instant::now(), last: [0; 3], samples: [[0; 3]; SAMPLES], next: 0 };
         *self.baseline.lock() = keyspace;
     }
 
@@ -160,14 +159,17 @@ impl PortStats {
     /// Commands that were called or rejected.
     pub(crate) fn commands(&self) -> impl Iterator<Item = CommandStats> {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        self.commands.iter().zip(ROWS.iter()).map(move |(counters, row)| CommandStats {
-            name: row.name,
-            calls: get(&counters.calls),
-            micros: get(&counters.nanos) / 1_000,
-            rejected: get(&counters.rejected),
-            failed: get(&counters.failed),
-        })
-        .filter(|stats| stats.calls + stats.rejected > 0)
+        self.commands
+            .iter()
+            .zip(ROWS.iter())
+            .map(move |(counters, row)| CommandStats {
+                name: row.name,
+                calls: get(&counters.calls),
+                micros: get(&counters.nanos) / 1_000,
+                rejected: get(&counters.rejected),
+                failed: get(&counters.failed),
+            })
+            .filter(|stats| stats.calls + stats.rejected > 0)
     }
 
     /// Error replies by their codes.

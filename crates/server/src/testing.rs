@@ -235,9 +235,9 @@ impl Engine for Scripted {
                 Step::Unknown | Step::Later(_) => Err(Failure::Unknown),
                 Step::Run => {
                     replica.run(&batch, &mut out);
-                    let words = batch.commands().map(|(_, args)| {
-                        String::from_utf8(args.join(&b' ')).expect("tests send text")
-                    });
+                    let words = batch
+                        .commands()
+                        .map(|(_, args)| String::from_utf8(args.join(&b' ')).expect("tests send text"));
                     replica.0.log.lock().extend(words);
                     Ok(out)
                 }

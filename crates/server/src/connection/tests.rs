@@ -118,7 +118,10 @@ async fn a_pipeline_is_answered_in_its_order() {
     let get = stats.commands().find(|stats| stats.name == "get").unwrap();
     assert_eq!((get.calls, get.rejected), (3, 2));
     let errors = stats.errors();
-    assert!(errors.contains(&("MOVED".to_owned(), 1)) && errors.contains(&("ERR".to_owned(), 3)), "{errors:?}");
+    assert!(
+        errors.contains(&("MOVED".to_owned(), 1)) && errors.contains(&("ERR".to_owned(), 3)),
+        "{errors:?}"
+    );
 }
 
 #[tokio::test]

@@ -137,7 +137,9 @@ impl Session {
         };
         let mut killed = 0;
         let mut next = Next::Continue;
-        for client in place.port.clients.all().into_iter().filter(|client| filter.matches(client, &self.client)) {
+        for client in
+            place.port.clients.all().into_iter().filter(|client| filter.matches(client, &self.client))
+        {
             killed += 1;
             if client.id == self.client.id {
                 // The reply comes first.
@@ -214,7 +216,11 @@ fn list(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
     let shown = match &args[2..] {
         [] => all,
         [option, kind] if option.eq_ignore_ascii_case(b"type") => {
-            if is_normal(kind)? { all } else { Vec::new() }
+            if is_normal(kind)? {
+                all
+            } else {
+                Vec::new()
+            }
         }
         [option, ids @ ..] if option.eq_ignore_ascii_case(b"id") && !ids.is_empty() => {
             let invalid = |_| Error::new("ERR Invalid client ID");

@@ -131,9 +131,7 @@ fn without_cluster(subcommand: &str, args: Args<'_>, place: Place<'_>, out: &mut
 /// Why a subcommand that changes a cluster is refused, and what to use instead.
 fn instead(subcommand: &str) -> Option<&'static str> {
     Some(match subcommand {
-        "addslots" | "addslotsrange" => {
-            "the cluster owns its slots, use 'kvorum cluster create' to make one"
-        }
+        "addslots" | "addslotsrange" => "the cluster owns its slots, use 'kvorum cluster create' to make one",
         "delslots" | "delslotsrange" | "flushslots" => {
             "the cluster owns its slots, use 'kvorum cluster status' to see where they are"
         }

@@ -242,7 +242,7 @@ fn replication(facts: &Facts<'_>) -> String {
             field("master_host", &host);
             field("master_port", &port);
             field("master_link_status", &if up { "up" } else { "down" });
-            field("master_last_io_seconds_ago", &standing.heard_ago.map_or(0, |ago| ago.as_secs()));
+            field("master_last_io_seconds_ago", &if up { 0 } else { -1 });
             field("master_sync_in_progress", &0);
             field("slave_read_repl_offset", &standing.last);
             field("slave_repl_offset", &standing.applied);
@@ -301,8 +301,11 @@ fn cluster(facts: &Facts<'_>) -> String {
 
 fn keyspace(facts: &Facts<'_>) -> String {
     let mut text = "# Keyspace\r\n".to_owned();
-    for (db, (keys, expiring)) in facts.keyspace.databases.iter().enumerate().filter(|(_, (keys, _))| *keys > 0) {
-        write!(text, "db{db}:keys={keys},expires={expiring},avg_ttl=0\r\n").expect("a String takes everything");
+    for (db, (keys, expiring)) in
+        facts.keyspace.databases.iter().enumerate().filter(|(_, (keys, _))| *keys > 0)
+    {
+        write!(text, "db{db}:keys={keys},expires={expiring},avg_ttl=0\r\n")
+            .expect("a String takes everything");
     }
     text
 }

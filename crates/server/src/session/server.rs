@@ -10,8 +10,9 @@ use kvorum_keyspace::{Args, Command, Error, Outcome, Sink};
 use std::time::Duration;
 
 /// A client does not end a server that is a part of a quorum.
-pub(super) const NO_SHUTDOWN: Error =
-    Error::new("ERR SHUTDOWN is not supported: stop the server process instead (SIGTERM hands leaderships over)");
+pub(super) const NO_SHUTDOWN: Error = Error::new(
+    "ERR SHUTDOWN is not supported: stop the server process instead (SIGTERM hands leaderships over)",
+);
 
 const CONFIG_HELP: &[&str] = &[
     "CONFIG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",

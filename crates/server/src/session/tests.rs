@@ -1,1 +1,389 @@
-//! Conversations of real clients with a session, without sockets.
+//! Conversations of real clients with a session, without sockets. What each client sends was read in its source;
+//! the replies are those of a Redis 7.0.15, where it has the command.
+
+use super::{Action, Next, Session};
+use crate::port::{Place, Port, Replica};
+use crate::resp::{RequestDecoder, RespSink};
+use crate::testing::{Scripted, port};
+use kvorum_cluster::{Mode, ShardId};
+use kvorum_keyspace::Sink;
+use std::sync::Arc;
+use std::time::Duration;
+
+struct Conversation {
+    port: Port,
+    replica: Option<Scripted>,
+    session: Session,
+}
+
+impl Conversation {
+    fn with(replica: Option<Scripted>) -> Conversation {
+        let port = port();
+        let client =
+            port.clients.enter("127.0.0.1:50000".parse().unwrap(), "127.0.0.1:7000".parse().unwrap());
+        Conversation { port, replica, session: Session::new(client) }
+    }
+
+    fn cluster() -> Conversation {
+        Conversation::with(Some(Scripted::leading(Mode::Cluster)))
+    }
+
+    fn standalone() -> Conversation {
+        Conversation::with(Some(Scripted::leading(Mode::Standalone)))
+    }
+
+    /// Sends inline commands, one a line, and returns the replies. Commands for the keyspace are shown as
+    /// `<name>`, WAIT as `<wait replicas milliseconds>`, a closed connection as `<close>`.
+    fn say(&mut self, requests: &str) -> String {
+        let mut decoder = RequestDecoder::default();
+        decoder.buffer(requests.len() + 1).extend_from_slice(requests.as_bytes());
+        decoder.buffer(1).push(b'\n');
+        let mut replies = String::new();
+        while let Some(args) = decoder.next().unwrap() {
+            let mut out = RespSink::new(self.session.protocol());
+            let place = Place {
+                port: &self.port,
+                replica: self.replica.as_ref().map(|replica| replica as &dyn Replica),
+            };
+            self.session.begin();
+            let next = match self.session.on_request(&args) {
+                Action::Run(command) => {
+                    replies += &format!("<{}>\r\n", command.name);
+                    Next::Continue
+                }
+                Action::Serve { command, .. } => self.session.serve(command, &args, place, &mut out),
+                Action::Refuse { error, .. } => {
+                    out.error(error.text());
+                    Next::Continue
+                }
+            };
+            if !self.session.is_muted() {
+                replies += std::str::from_utf8(out.bytes()).unwrap();
+            }
+            match next {
+                Next::Continue => {}
+                Next::Close => replies += "<close>",
+                Next::Wait { replicas, patience } => {
+                    replies +=
+                        &format!("<wait {replicas} {:?}>\r\n", patience.map(|patience| patience.as_millis()));
+                }
+            }
+        }
+        replies
+    }
+
+    fn expect(&mut self, requests: &str, replies: &str) {
+        assert_eq!(self.say(requests), replies, "{requests}");
+    }
+
+    /// Checks the beginning of an error of each of these commands.
+    fn expect_errors(&mut self, cases: &[(&str, &str)]) {
+        for (request, error) in cases {
+            assert_eq!(self.say(request), format!("-{error}\r\n"), "{request}");
+        }
+    }
+}
+
+#[test]
+fn stack_exchange_redis() {
+    let mut client = Conversation::cluster();
+    client.expect(
+        "CLIENT SETNAME web01(SE.Redis)\nCLIENT SETINFO lib-name SE.Redis\nCLIENT SETINFO lib-ver 2.6.122\nCLIENT ID",
+        "+OK\r\n+OK\r\n+OK\r\n:1\r\n",
+    );
+    client.expect("CONFIG GET timeout", "*2\r\n$7\r\ntimeout\r\n$1\r\n0\r\n");
+    client.expect("CONFIG GET slave-read-only", "*2\r\n$15\r\nslave-read-only\r\n$3\r\nyes\r\n");
+    client.expect("CONFIG GET replica-read-only", "*2\r\n$17\r\nreplica-read-only\r\n$3\r\nyes\r\n");
+    client.expect("CONFIG GET databases", "*2\r\n$9\r\ndatabases\r\n$1\r\n1\r\n");
+    // Any other answer would make it take this port for a Sentinel.
+    client.expect(
+        "SENTINEL MASTERS",
+        "-ERR unknown command 'SENTINEL', with args beginning with: 'MASTERS' \r\n",
+    );
+    let replication = client.say("INFO replication");
+    assert!(
+        replication.contains("\r\n# Replication\r\nrole:master\r\nconnected_slaves:2\r\n"),
+        "{replication}"
+    );
+    let server = client.say("INFO server");
+    for field in ["redis_version:7.0.15", "redis_mode:cluster", "tcp_port:7000", "run_id:"] {
+        assert!(server.contains(&format!("\r\n{field}")), "{field} in {server}");
+    }
+    let nodes = client.say("CLUSTER NODES");
+    let lines: Vec<Vec<&str>> =
+        nodes.lines().skip(1).filter(|line| !line.is_empty()).map(|line| line.split(' ').collect()).collect();
+    assert_eq!(lines.len(), 9);
+    assert_eq!(lines.iter().filter(|line| line[2].contains("myself")).count(), 1);
+    assert_eq!(lines.iter().filter(|line| line[2].contains("master")).count(), 3);
+    assert!(lines.iter().all(|line| line[7] == "connected"));
+    client.expect("GET __Booksleeve_TieBreak", "<get>\r\n");
+    client.expect(r#"ECHO "\x00\x01\r\n*9\r\nabcdefgh""#, "$16\r\n\0\u{1}\r\n*9\r\nabcdefgh\r\n");
+    // Without INFO it asks otherwise; with a newer protocol it says so first.
+    client.expect("PING\nTIME nonsense", "+PONG\r\n-ERR wrong number of arguments for 'time' command\r\n");
+    let hello = client.say("HELLO 3 SETNAME web02");
+    assert!(hello.starts_with("%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n"), "{hello}");
+    client.expect("CLIENT GETNAME", "$5\r\nweb02\r\n");
+}
+
+#[test]
+fn redis_py() {
+    let mut client = Conversation::cluster();
+    client.expect("CLIENT SETINFO LIB-NAME redis-py\nCLIENT SETINFO LIB-VER 5.0.1", "+OK\r\n+OK\r\n");
+    client.expect(
+        "HELLO 3 AUTH nobody secret",
+        "-WRONGPASS invalid username-password pair or user is disabled.\r\n",
+    );
+    client.expect("AUTH default secret", "+OK\r\n");
+    client.expect("READONLY\nREADWRITE", "+OK\r\n+OK\r\n");
+    let slots = client.say("CLUSTER SLOTS");
+    assert!(
+        slots.starts_with("*3\r\n*5\r\n:0\r\n:5460\r\n*4\r\n$8\r\n10.0.0.1\r\n:7000\r\n$40\r\n"),
+        "{slots}"
+    );
+    let command = client.say("COMMAND COUNT");
+    assert!(command.starts_with(':') && command != ":0\r\n", "{command}");
+    assert!(client.say("COMMAND").contains("\r\n$3\r\nget\r\n:2\r\n"));
+    client.expect("INFO cluster", "$30\r\n# Cluster\r\ncluster_enabled:1\r\n\r\n");
+    assert_eq!(client.session.db, 0);
+
+    // One server: databases, and no trace of a cluster.
+    let mut client = Conversation::standalone();
+    client.expect(
+        "CLIENT SETNAME worker\nSELECT 15\nSELECT 16",
+        "+OK\r\n+OK\r\n-ERR DB index is out of range\r\n",
+    );
+    assert_eq!(client.session.db, 15);
+    client.expect("CLUSTER SLOTS", "-ERR This instance has cluster support disabled\r\n");
+    client.expect("READONLY", "-ERR This instance has cluster support disabled\r\n");
+    assert!(client.say("INFO server").contains("\r\nredis_mode:standalone\r\n"));
+    client.expect("RESET\nCLIENT GETNAME", "+RESET\r\n$-1\r\n");
+    assert_eq!(client.session.db, 0);
+}
+
+#[test]
+fn redis_rs() {
+    let mut client = Conversation::cluster();
+    let hello = client.say("HELLO 3");
+    assert!(
+        hello.contains("$5\r\nproto\r\n:3\r\n$2\r\nid\r\n:1\r\n$4\r\nmode\r\n$7\r\ncluster\r\n"),
+        "{hello}"
+    );
+    assert!(hello.ends_with("$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n"), "{hello}");
+    client.expect("CLIENT SETINFO LIB-NAME redis-rs\nCLIENT SETINFO LIB-VER 0.25.0", "+OK\r\n+OK\r\n");
+    client.expect("CLIENT GETNAME\nCONFIG GET maxmemory", "_\r\n%1\r\n$9\r\nmaxmemory\r\n$1\r\n0\r\n");
+    assert!(client.say("CLUSTER SLOTS").starts_with("*3\r\n*5\r\n:0\r\n:5460\r\n"));
+    client.expect("READONLY\nPING", "+OK\r\n+PONG\r\n");
+    client.expect("INFO cluster", "=34\r\ntxt:# Cluster\r\ncluster_enabled:1\r\n\r\n");
+    // A replica says what it is.
+    client.replica.as_ref().unwrap().elect(0, 2, 3);
+    assert!(client.say("HELLO").contains("$4\r\nrole\r\n$7\r\nreplica\r\n"));
+}
+
+#[test]
+fn hiredis_and_the_tools_of_redis() {
+    let mut client = Conversation::cluster();
+    client.expect("PING\nPING hello\nECHO hi", "+PONG\r\n$5\r\nhello\r\n$2\r\nhi\r\n");
+    assert!(client.say("COMMAND DOCS get").starts_with("*2\r\n$3\r\nget\r\n*"));
+    client.expect(
+        "CONFIG GET save\nCONFIG GET appendonly",
+        "*2\r\n$4\r\nsave\r\n$0\r\n\r\n*2\r\n$10\r\nappendonly\r\n$3\r\nyes\r\n",
+    );
+    // redis-cli --cluster check.
+    let info = client.say("INFO");
+    for field in ["cluster_enabled:1", "redis_mode:cluster", "role:master", "maxmemory:0", "raft_role:leader"]
+    {
+        assert!(info.contains(&format!("\r\n{field}\r\n")), "{field} in {info}");
+    }
+    assert!(!info.contains("# Commandstats"));
+    client.expect("DBSIZE\nCLUSTER KEYSLOT foo", "<dbsize>\r\n:12182\r\n");
+    let id = client.say("CLUSTER MYID");
+    let view = client.replica.as_ref().unwrap().view();
+    let me = view.leader(view.topology.shard(ShardId(0)).unwrap()).unwrap();
+    assert_eq!(id, format!("$40\r\n{}\r\n", me.node_id));
+    assert!(client.say(&format!("CLUSTER REPLICAS {}", me.node_id)).starts_with("*2\r\n$"));
+    client.expect("CLUSTER REPLICAS nosuch", "-ERR Unknown node nosuch\r\n");
+    client.expect("QUIT", "+OK\r\n<close>");
+}
+
+#[test]
+fn errors_are_those_of_redis() {
+    let name = "Client names cannot contain spaces, newlines or special characters.";
+    Conversation::standalone().expect_errors(&[
+        ("foo bar", "ERR unknown command 'foo', with args beginning with: 'bar' "),
+        ("GET", "ERR wrong number of arguments for 'get' command"),
+        ("PING a b", "ERR wrong number of arguments for 'ping' command"),
+        ("HELLO 4", "NOPROTO unsupported protocol version"),
+        ("HELLO a", "ERR Protocol version is not an integer or out of range"),
+        ("HELLO 2 x", "ERR Syntax error in HELLO option 'x'"),
+        ("HELLO 2 AUTH x", "ERR Syntax error in HELLO option 'AUTH'"),
+        ("HELLO 2 SETNAME 'a b'", &format!("ERR {name}")),
+        ("AUTH", "ERR wrong number of arguments for 'auth' command"),
+        (
+            "AUTH x",
+            "ERR AUTH <password> called without any password configured for the default user. \
+             Are you sure your configuration is correct?",
+        ),
+        ("AUTH x y", "WRONGPASS invalid username-password pair or user is disabled."),
+        ("AUTH a b c", "ERR syntax error"),
+        ("SELECT a", "ERR value is not an integer or out of range"),
+        ("SELECT -1", "ERR DB index is out of range"),
+        ("SELECT 99999999999", "ERR value is out of range, value must between -2147483648 and 2147483647"),
+        ("CLIENT", "ERR wrong number of arguments for 'client' command"),
+        ("CLIENT FOO", "ERR unknown subcommand 'FOO'. Try CLIENT HELP."),
+        ("CLIENT ID x", "ERR wrong number of arguments for 'client|id' command"),
+        ("CLIENT SETNAME 'a b'", &format!("ERR {name}")),
+        (
+            "CLIENT SETINFO lib-name 'a b'",
+            "ERR lib-name cannot contain spaces, newlines or special characters.",
+        ),
+        ("CLIENT SETINFO x y", "ERR Unrecognized option 'x'"),
+        ("CLIENT NO-EVICT x", "ERR syntax error"),
+        ("CLIENT REPLY x", "ERR syntax error"),
+        ("CLIENT LIST FOO", "ERR syntax error"),
+        ("CLIENT LIST TYPE x", "ERR Unknown client type 'x'"),
+        ("CLIENT LIST ID 1 x", "ERR Invalid client ID"),
+        ("CLIENT KILL 1.2.3.4:5", "ERR No such client"),
+        ("CONFIG FOO", "ERR unknown subcommand 'FOO'. Try CONFIG HELP."),
+        ("CONFIG SET a", "ERR wrong number of arguments for 'config|set' command"),
+        ("CONFIG SET nope 1", "ERR Unknown option or number of arguments for CONFIG SET - 'nope'"),
+        (
+            "CONFIG SET databases 1",
+            "ERR CONFIG SET failed (possibly related to argument 'databases') - can't set immutable config",
+        ),
+        (
+            "CONFIG SET timeout abc",
+            "ERR CONFIG SET failed (possibly related to argument 'timeout') - \
+             argument couldn't be parsed into an integer",
+        ),
+        (
+            "CONFIG SET timeout -1",
+            "ERR CONFIG SET failed (possibly related to argument 'timeout') - \
+             argument must be between 0 and 2147483647 inclusive",
+        ),
+        (
+            "CONFIG SET timeout 0 timeout 1",
+            "ERR CONFIG SET failed (possibly related to argument 'timeout') - duplicate parameter",
+        ),
+        ("TIME x", "ERR wrong number of arguments for 'time' command"),
+        ("WAIT a 0", "ERR value is not an integer or out of range"),
+        ("WAIT 0 a", "ERR timeout is not an integer or out of range"),
+        ("WAIT 0 -1", "ERR timeout is negative"),
+        ("CLUSTER FOO", "ERR unknown subcommand 'FOO'. Try CLUSTER HELP."),
+        ("CLUSTER", "ERR wrong number of arguments for 'cluster' command"),
+        ("CLUSTER MYID x", "ERR wrong number of arguments for 'cluster|myid' command"),
+        ("CLUSTER INFO", "ERR This instance has cluster support disabled"),
+        ("ASKING", "ERR This instance has cluster support disabled"),
+    ]);
+    Conversation::cluster().expect_errors(&[
+        ("SELECT 1", "ERR SELECT is not allowed in cluster mode"),
+        ("CLUSTER KEYSLOT", "ERR wrong number of arguments for 'cluster|keyslot' command"),
+        ("CLUSTER COUNTKEYSINSLOT a", "ERR value is not an integer or out of range"),
+        ("CLUSTER COUNTKEYSINSLOT 16384", "ERR Invalid slot"),
+        ("CLUSTER GETKEYSINSLOT 1 a", "ERR value is not an integer or out of range"),
+        ("CLUSTER GETKEYSINSLOT 1 -1", "ERR Invalid slot or number of keys"),
+        ("CLUSTER GETKEYSINSLOT 99999 1", "ERR Invalid slot or number of keys"),
+    ]);
+}
+
+#[test]
+fn what_changes_a_cluster_names_the_command_to_use_instead() {
+    let mut client = Conversation::cluster();
+    for subcommand in [
+        "ADDSLOTS 1",
+        "ADDSLOTSRANGE 1 2",
+        "DELSLOTS 1",
+        "DELSLOTSRANGE 1 2",
+        "FLUSHSLOTS",
+        "SETSLOT 1 STABLE",
+        "MEET 127.0.0.1 7000",
+        "FORGET x",
+        "REPLICATE x",
+        "FAILOVER",
+        "RESET",
+        "BUMPEPOCH",
+        "SET-CONFIG-EPOCH 1",
+        "COUNT-FAILURE-REPORTS x",
+        "SAVECONFIG",
+    ] {
+        let reply = client.say(&format!("CLUSTER {subcommand}"));
+        let name = subcommand.split(' ').next().unwrap();
+        assert!(reply.starts_with(&format!("-ERR CLUSTER {name} is not supported: ")), "{reply}");
+        assert!(reply.contains("'kvorum cluster "), "{reply}");
+    }
+    client.expect("CLUSTER LINKS", "*0\r\n");
+}
+
+#[test]
+fn a_follower_says_where_its_master_is() {
+    let mut client = Conversation::cluster();
+    client.replica.as_ref().unwrap().elect(0, 2, 2);
+    client.expect("ROLE", "*5\r\n$5\r\nslave\r\n$8\r\n10.0.0.2\r\n:7000\r\n$9\r\nconnected\r\n:10\r\n");
+    let info = client.say("INFO replication");
+    for field in ["role:slave", "master_host:10.0.0.2", "master_port:7000", "master_link_status:up"] {
+        assert!(info.contains(&format!("\r\n{field}\r\n")), "{field} in {info}");
+    }
+    // The same master as CLUSTER NODES shows.
+    let nodes = client.say("CLUSTER NODES");
+    let mine = nodes.lines().find(|line| line.contains("myself")).unwrap();
+    assert!(mine.contains(" myself,slave "), "{mine}");
+}
+
+#[test]
+fn settings_are_found_by_pattern_and_changed_all_or_none() {
+    let mut client = Conversation::cluster();
+    client.expect("CONFIG GET nope", "*0\r\n");
+    client.expect("CONFIG GET TIMEOU? timeout", "*2\r\n$7\r\ntimeout\r\n$1\r\n0\r\n");
+    client.expect("CONFIG SET timeout 7 maxclients 50", "+OK\r\n");
+    assert!(client.say("CONFIG SET timeout 8 maxclients 0").starts_with("-ERR CONFIG SET failed"));
+    assert_eq!(client.port.settings.timeout(), Some(Duration::from_secs(7)));
+    client.expect("CONFIG GET maxclients", "*2\r\n$10\r\nmaxclients\r\n$2\r\n50\r\n");
+    // What is so already can be wished for: tools do.
+    client.expect("CONFIG SET save '' appendonly yes", "+OK\r\n");
+    client.expect("CONFIG GET appendfsync", "*2\r\n$11\r\nappendfsync\r\n$6\r\nalways\r\n");
+    assert!(client.say("CONFIG REWRITE").starts_with("-ERR CONFIG REWRITE is not supported"));
+    client.expect("CONFIG RESETSTAT", "+OK\r\n");
+}
+
+#[test]
+fn a_server_without_a_cluster() {
+    let mut client = Conversation::with(None);
+    let id = "f".repeat(40);
+    client.expect("CLUSTER MYID", &format!("$40\r\n{id}\r\n"));
+    client.expect("CLUSTER NODES", &format!("$84\r\n{id} :7000@7098 myself,master - 0 0 0 connected\n\r\n"));
+    let info = client.say("CLUSTER INFO");
+    assert!(info.contains("cluster_state:fail\r\n") && info.contains("cluster_known_nodes:1\r\n"), "{info}");
+    client
+        .expect("CLUSTER SLOTS\nROLE\nWAIT 0 0", "*0\r\n*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n<wait 0 None>\r\n");
+    let info = client.say("INFO");
+    assert!(info.contains("cluster_enabled:1\r\n") && info.contains("redis_mode:cluster\r\n"), "{info}");
+    client.expect("SELECT 0", "+OK\r\n");
+}
+
+#[test]
+fn connections_see_each_other() {
+    let mut client = Conversation::cluster();
+    let other =
+        client.port.clients.enter("127.0.0.1:50001".parse().unwrap(), "127.0.0.1:7000".parse().unwrap());
+    client.say("CLIENT SETNAME me\nREADONLY\nCLIENT SETINFO lib-name x");
+    let list = client.say("CLIENT LIST");
+    let lines: Vec<&str> = list.lines().filter(|line| line.starts_with("id=")).collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0].starts_with(
+        "id=1 addr=127.0.0.1:50000 laddr=127.0.0.1:7000 fd=-1 name=me age=0 idle=0 flags=r db=0"
+    ));
+    assert!(lines[0].contains(" user=default ") && lines[0].contains(" lib-name=x "), "{}", lines[0]);
+    assert!(client.say("CLIENT LIST ID 2 7").contains("id=2 "));
+    client.expect("CLIENT LIST TYPE pubsub", "$0\r\n\r\n");
+    client.expect("CLIENT KILL ADDR 127.0.0.1:50001", ":1\r\n");
+    assert!(other.is_killed());
+    client.expect("CLIENT KILL TYPE normal SKIPME no", ":2\r\n<close>");
+    assert_eq!(Arc::strong_count(&other), 2);
+}
+
+#[test]
+fn replies_are_turned_off_and_on() {
+    let mut client = Conversation::cluster();
+    client.expect("CLIENT REPLY OFF\nPING\nCLIENT REPLY SKIP\nPING\nCLIENT REPLY ON", "+OK\r\n");
+    client.expect("CLIENT REPLY SKIP\nPING\nPING", "+PONG\r\n");
+    client.expect("CLIENT REPLY OFF\nRESET\nPING", "+RESET\r\n+PONG\r\n");
+}
