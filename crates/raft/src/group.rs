@@ -61,7 +61,7 @@ pub struct Status {
     pub leader: Option<u64>,
     /// It leads and has applied the first entry of its term: proposals and reads are worth trying.
     pub ready: bool,
-    /// Since its start it has applied everything that was committed when it started. A leader that is ready has, too.
+    /// It has applied at least what it had applied before it was started last.
     pub recovered: bool,
     /// Index of the last entry of its log.
     pub last: u64,
@@ -205,7 +205,8 @@ pub enum InitializeError {
 /// under way, which it receives before it takes over.
 const TRANSFER_LAG: u64 = 128;
 
-/// A replica on this server. Clones are the same replica.
+/// A replica on this server. Clones are the same replica, which runs until [`Group::shutdown`] or [`Host::shutdown`](crate::Host::shutdown), whether or not there
+/// are handles.
 #[derive(Clone)]
 pub struct Group {
     shared: Arc<Shared>,
@@ -230,6 +231,8 @@ pub(crate) struct Parts {
     pub(crate) me: u64,
     pub(crate) raft: Raft,
     pub(crate) log: GroupLog,
+    /// Index of the last entry when the replica was opened.
+    pub(crate) last_at_start: Option<u64>,
     pub(crate) lease: Arc<Lease>,
     pub(crate) environment: Environment,
     pub(crate) timing: Timing,
@@ -239,8 +242,9 @@ pub(crate) struct Parts {
 impl Group {
     /// Puts the parts together and starts to watch the replica. To be called in its environment.
     pub(crate) fn new(parts: Parts) -> Group {
-        let Parts { id, me, raft, log, lease, environment, timing, inbound } = parts;
-        let watcher = Watcher::new(me, lease.clone(), &raft);
+        let Parts { id, me, raft, log, last_at_start, lease, environment, timing, inbound } = parts;
+        let mut watcher = Watcher::new(me, lease.clone(), &raft, last_at_start);
+        watcher.look();
         let status = watcher.status.subscribe();
         let watching = tokio::spawn(watcher.run()).abort_handle();
         let tasks = Mutex::new(vec![watching]);
@@ -433,23 +437,30 @@ struct Membership {
 /// How far a restarted replica is.
 #[derive(Clone, Copy)]
 enum Recovery {
-    /// No leader has been heard to have committed as far as the log reaches.
-    Unknown,
+    /// No leader has been heard to have committed as far as the log reaches. Before its start the replica cannot have applied more than
+    /// its log reached then.
+    Unknown {
+        last_at_start: u64,
+    },
     /// Everything up to this index is committed and has to be applied.
     Applying(u64),
     Done,
 }
 
 impl Watcher {
-    fn new(me: u64, lease: Arc<Lease>, raft: &Raft) -> Watcher {
+    fn new(me: u64, lease: Arc<Lease>, raft: &Raft, last_at_start: Option<u64>) -> Watcher {
         let metrics = raft.metrics();
+        let recovery = match last_at_start {
+            Some(last_at_start) => Recovery::Unknown { last_at_start },
+            None => Recovery::Done,
+        };
         Watcher {
             me,
             lease,
             metrics,
             status: watch::Sender::new(Arc::default()),
             membership: Membership::default(),
-            recovery: Recovery::Unknown,
+            recovery,
         }
     }
 
@@ -544,13 +555,14 @@ impl Membership {
 }
 
 impl Recovery {
-    /// openraft applies what it knows to be committed at the start, but only a leader of this life can say how much of the
-    /// rest is; the first position it names may lie behind what was applied before the restart.
     fn next(self, metrics: &Metrics) -> Recovery {
         let applied = metrics.last_applied.map(|id| id.index);
         let committed = metrics.cluster_committed.map(|id| id.index);
         match self {
-            Recovery::Unknown if committed.is_some() && committed >= metrics.last_log_index => {
+            Recovery::Unknown { last_at_start } if applied >= Some(last_at_start) => Recovery::Done,
+            // The end of the log may have been cut off and never be reached again. The first position that a leader names may
+            // be an old one, so it counts only when it covers the log.
+            Recovery::Unknown { .. } if committed.is_some() && committed >= metrics.last_log_index => {
                 Recovery::Applying(committed.unwrap_or(0)).next(metrics)
             }
             Recovery::Applying(index) if applied >= Some(index) => Recovery::Done,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use kvorum_proto::peer::peer_server::PeerServer;
-use openraft::{Config, SnapshotPolicy};
+use openraft::{Config, SnapshotPolicy, async_runtime::WatchReceiver};
 use openraft_rt::AsyncRuntime;
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -198,13 +198,17 @@ impl Host {
         if promised {
             raft.runtime_config().elect(false);
         }
+        let mut metrics = raft.metrics();
         raft.run();
+        // The first report of the running replica; an error means that it has ended, which its status will say.
+        let _ = metrics.changed().await;
         inbound.insert(group.0, me, Replica { raft: raft.clone(), gate: gate.clone() });
         let group = Group::new(Parts {
             id: group,
             me,
             raft,
             log,
+            last_at_start: state.last.map(|last| last.index),
             lease,
             environment: environment.clone(),
             timing: timing.clone(),
@@ -228,9 +232,11 @@ impl Host {
         Ok(group)
     }
 
-    /// Ends the transport, and the streams of peers, which a graceful stop of the peer port would wait for. Groups are
-    /// stopped by [`Group::shutdown`] before, the log is closed by its owner after.
+    /// Stops the groups that still run, the links to peers, and their streams, which a graceful stop of the peer port would
+    /// wait for. The log is closed by its owner afterwards.
     pub async fn shutdown(&self) {
+        let replicas = self.shared.inbound.drain();
+        futures::future::join_all(replicas.iter().map(|replica| replica.raft.shutdown())).await;
         self.shared.inbound.close();
         self.shared.transport.stop();
     }

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     lease::Lease,
+    transport::FRAME_BYTES,
     types::{
         Types, ballot, entry_from_record, entry_to_record, log_id_from_wire, log_id_to_wire,
         position_to_log_id, vote_from_wire, vote_to_wire,
@@ -30,8 +31,9 @@ use crate::{
     wal::{Done, GroupLog, Position},
 };
 
-/// Most bytes of entries that one request to a follower carries, unless a single entry is larger.
-pub(crate) const REQUEST_BYTES: usize = 256 << 10;
+/// Most bytes of entries that one request to a follower carries, unless a single entry is larger. With positions and lengths of
+/// its entries it fits a frame.
+const REQUEST_BYTES: usize = FRAME_BYTES - (16 << 10);
 
 /// Bytes read at a time when entries are applied.
 const APPLY_BYTES: usize = 1 << 20;
@@ -51,6 +53,21 @@ impl LogStore {
     fn entries(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<EntryOf<Types>>> {
         let records = self.log.read(range, max_bytes)?;
         records.into_iter().map(|record| Ok(entry_from_record(record)?)).collect()
+    }
+
+    /// Waits until the log's queue has room, so that an append does not block the runtime's thread.
+    async fn room(&self) {
+        loop {
+            let (sender, woken) = oneshot::channel();
+            let wake = Box::new(move || {
+                let _ = sender.send(());
+            });
+            if self.log.when_room(wake) {
+                return;
+            }
+            // An error means that the queue went away, and then there is nothing to wait for.
+            let _ = woken.await;
+        }
     }
 
     /// The part of `range` that the log has.
@@ -185,6 +202,7 @@ impl RaftLogStorage<Types> for LogStore {
             }
             records.push(entry_to_record(entry));
         }
+        self.room().await;
         self.log.append(records, Box::new(move |result| flushed.io_completed(result)));
         Ok(())
     }

@@ -231,8 +231,7 @@ impl Link for GrpcLink {
             };
             let reply = PendingReply::new(receiver, Some(forget));
             let Append { group, to, stream, request } = append;
-            let mut contents = into_frames(request);
-            while let Some(content) = contents.next() {
+            for content in into_frames(request) {
                 let frame = Frame { group, to, stream, request: number, content: Some(content) };
                 frames.send(frame).await.map_err(|_| LinkError::unreachable("connection lost"))?;
             }

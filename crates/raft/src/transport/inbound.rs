@@ -61,11 +61,14 @@ pub(crate) struct Replica {
     pub(crate) gate: Arc<VoteGate>,
 }
 
+/// The replicas here, by group and replica id.
+type Replicas = HashMap<(u64, u64), Arc<Replica>>;
+
 /// Takes requests of peers to the replicas of this server. Clones share everything.
 #[derive(Clone, Default)]
 pub struct Inbound {
     identity: Arc<Identity>,
-    replicas: Arc<RwLock<HashMap<(u64, u64), Arc<Replica>>>>,
+    replicas: Arc<RwLock<Replicas>>,
     closed: watch::Sender<bool>,
 }
 
@@ -81,6 +84,10 @@ impl Inbound {
 
     pub(crate) fn remove(&self, group: u64, replica: u64) {
         self.replicas.write().remove(&(group, replica));
+    }
+
+    pub(crate) fn drain(&self) -> Vec<Arc<Replica>> {
+        self.replicas.write().drain().map(|(_, replica)| replica).collect()
     }
 
     pub(crate) fn contains(&self, group: u64) -> bool {
