@@ -14,7 +14,8 @@ pub(super) const FRAME_ALIGN: u64 = 8;
 /// Writes end at multiples of this.
 pub(super) const BLOCK_BYTES: u64 = 4096;
 
-const MAGIC: [u8; 4] = *b"KvW\x01";
+const MAGIC: [u8; 3] = *b"KvW";
+const VERSION: u8 = 1;
 /// CRC, length, kind and group of a record.
 const PREFIX_BYTES: usize = 17;
 /// Index, term and leader.
@@ -50,6 +51,7 @@ pub(super) fn write_end(end: u64) -> u64 {
 /// A frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
+    pub(super) version: u8,
     pub(super) body_bytes: u32,
     pub(super) sequence: u64,
     pub(super) synced: u64,
@@ -57,13 +59,15 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The header at the start of `bytes`, which stand at `offset` of `segment`; none when it is not intact.
+    /// The header at the start of `bytes`, which stand at `offset` of `segment`; none when it is not intact. Later versions keep
+    /// the header's layout, so that an old program refuses their frames instead of cutting them.
     pub(super) fn decode(segment: u64, offset: u64, bytes: &[u8]) -> Option<Header> {
         let header: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
-        if header[..4] != MAGIC || crc(segment, offset, &header[..28]) != u32_at(header, 28)? {
+        if header[..3] != MAGIC || crc(segment, offset, &header[..28]) != u32_at(header, 28)? {
             return None;
         }
         Some(Header {
+            version: header[3],
             body_bytes: u32_at(header, 4)?,
             sequence: u64_at(header, 8)?,
             synced: u64_at(header, 16)?,
@@ -161,6 +165,9 @@ pub(super) fn decode_frame(
     bytes: &[u8],
 ) -> Option<Result<(Header, Vec<PlacedRecord<'_>>), u64>> {
     let header = Header::decode(segment, offset, bytes)?;
+    if header.version != VERSION {
+        return Some(Err(offset));
+    }
     let end = HEADER_BYTES.checked_add(header.body_bytes as usize)?;
     let mut at = HEADER_BYTES;
     let frame = bytes.get(..end)?;
@@ -254,7 +261,8 @@ impl<'a> FrameBuilder<'a> {
     pub(super) fn finish(self, sequence: u64, synced: u64) -> u64 {
         let body_bytes = self.body_bytes();
         let header = &mut self.buf[..HEADER_BYTES];
-        header[..4].copy_from_slice(&MAGIC);
+        header[..3].copy_from_slice(&MAGIC);
+        header[3] = VERSION;
         header[4..8].copy_from_slice(&length_field(body_bytes).to_le_bytes());
         header[8..16].copy_from_slice(&sequence.to_le_bytes());
         header[16..24].copy_from_slice(&synced.to_le_bytes());

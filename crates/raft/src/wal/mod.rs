@@ -19,6 +19,7 @@
 
 mod frame;
 mod group;
+mod lazy;
 mod queue;
 mod recovery;
 mod segments;

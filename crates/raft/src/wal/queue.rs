@@ -52,7 +52,7 @@ pub(super) struct Freed {
 pub(super) enum Next {
     /// Write these.
     Batch(Vec<Request>),
-    /// Nothing waits; the time asked for has come.
+    /// Nothing waits; the time asked for has come, or somebody called [`Queue::nudge`].
     Idle,
     /// Nothing waits and nothing will.
     Closed,
@@ -77,6 +77,7 @@ struct State {
     /// Counted bytes, waiting or taken and not yet released.
     bytes: usize,
     wakers: Vec<Box<dyn FnOnce() + Send>>,
+    nudged: bool,
     closed: bool,
 }
 
@@ -175,6 +176,9 @@ impl Queue {
             if state.closed {
                 return Next::Closed;
             }
+            if std::mem::take(&mut state.nudged) {
+                return Next::Idle;
+            }
             if deadline.is_some_and(|deadline| deadline <= now) {
                 return Next::Idle;
             }
@@ -185,6 +189,12 @@ impl Queue {
                 None => self.work.wait(&mut state),
             }
         }
+    }
+
+    /// Makes [`Queue::next`] return, once.
+    pub(super) fn nudge(&self) {
+        self.state.lock().nudged = true;
+        self.work.notify_one();
     }
 
     /// Gives back the room of requests that were taken.

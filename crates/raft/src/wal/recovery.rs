@@ -79,6 +79,7 @@ pub(super) fn recover(disk: Arc<dyn Disk>, dir: PathBuf, config: WalConfig) -> R
         disk.remove(&path).map_err(|error| scan.io(&path, error))?;
     }
     segments.spares = scan.spares(&config)?;
+    // Nothing that was removed may come back behind what is written next.
     disk.sync_dir(&dir).map_err(|error| scan.io(&dir, error))?;
 
     for state in groups.values() {
@@ -215,7 +216,7 @@ impl Scan<'_> {
                 let (header, records) = decoded.map_err(|at| WalError::Corrupt {
                     file: self.path(segment),
                     offset: at,
-                    reason: "a record of a kind that this version does not know".to_owned(),
+                    reason: "written by a version that this one does not know".to_owned(),
                 })?;
                 if header.sequence != expected.unwrap_or(header.sequence) {
                     break;
@@ -285,8 +286,6 @@ impl Scan<'_> {
             let path = self.path(id);
             self.disk.remove(&path).map_err(|error| self.io(&path, error))?;
         }
-        // A later segment must not come back behind what is written here next.
-        self.disk.sync_dir(self.dir).map_err(|error| self.io(self.dir, error))?;
         let path = self.path(end.segment);
         let file = &files[&end.segment];
         let mend = || {

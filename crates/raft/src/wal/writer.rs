@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -17,9 +17,11 @@ use super::{
     GroupId, Position, Record, SyncMode,
     frame::{self, FrameBuilder, SMALL_RECORD_BYTES},
     group::{Group, Shared, Stored},
+    lazy::{LazySync, Synced},
     queue::{Change, Next, Request},
     segments::Segments,
 };
+use crate::disk::DiskFile;
 
 /// Sealed segments that are left alone, however little of them is live.
 const SEALED_SEGMENTS_UNTOUCHED: usize = 4;
@@ -41,6 +43,7 @@ pub(super) struct Writer {
     hard: BTreeMap<GroupId, Hard>,
     /// Since when something waits for the sync that follows lazily.
     lazy_since: Option<Instant>,
+    lazy: LazySync,
     /// Live entries of the oldest segment that are still to be copied.
     copies: VecDeque<(Arc<Group>, u64, Stored)>,
     /// Segments were opened since the oldest one was looked at.
@@ -68,6 +71,7 @@ impl Writer {
     pub(super) fn new(shared: Arc<Shared>, segments: Segments, sequence: u64) -> io::Result<Writer> {
         let hard = shared.live_groups().into_iter().map(|group| (group.id, Hard::of(&group))).collect();
         let oldest = segments.files.keys().next().copied().unwrap_or(1);
+        let lazy = LazySync::start(shared.clone())?;
         let mut writer = Writer {
             shared,
             segments,
@@ -76,6 +80,7 @@ impl Writer {
             oldest,
             hard,
             lazy_since: None,
+            lazy,
             copies: VecDeque::new(),
             look_at_oldest: true,
             buf: Vec::new(),
@@ -114,7 +119,9 @@ impl Writer {
 
     /// When there is something to do without requests.
     fn deadline(&self) -> Option<Instant> {
-        let lazy = self.lazy_since.map(|since| since + self.shared.config.lazy_sync_interval);
+        // A sync that is under way nudges the queue when it ends.
+        let since = self.lazy_since.filter(|_| !self.lazy.is_busy());
+        let lazy = since.map(|since| since + self.shared.config.lazy_sync_interval);
         if self.copies.is_empty() { lazy } else { Some(Instant::now()) }
     }
 
@@ -199,8 +206,13 @@ impl Writer {
 
     fn housekeeping(&mut self) -> io::Result<()> {
         let interval = self.shared.config.lazy_sync_interval;
-        if self.lazy_since.is_some_and(|since| since.elapsed() >= interval) {
-            self.sync()?;
+        if let Some(synced) = self.lazy.poll()? {
+            self.note_synced(&synced);
+        }
+        if !self.lazy.is_busy() && self.lazy_since.is_some_and(|since| since.elapsed() >= interval) {
+            let (file, sequence) = (self.active_file()?, self.sequence);
+            self.lazy.begin(file, sequence)?;
+            self.lazy_since = None;
         }
         if !self.copies.is_empty() {
             self.copy_some()?;
@@ -327,15 +339,12 @@ impl Writer {
 
     /// Writes the frame in the buffer, which ends at `end`.
     fn write(&mut self, end: u64) -> io::Result<()> {
-        let Some((_, segment)) = self.segments.active() else {
-            return Err(io::Error::other("no segment is open"));
-        };
         let begun = Instant::now();
-        segment.file.write_at(&self.buf, self.segments.offset)?;
+        self.active_file()?.write_at(&self.buf, self.segments.offset)?;
         let counters = &self.shared.counters;
         counters.frames.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(end - self.segments.offset, Ordering::Relaxed);
-        counters.write_us.fetch_add(micros_since(begun), Ordering::Relaxed);
+        counters.write_us.fetch_add(micros(begun.elapsed()), Ordering::Relaxed);
         self.sequence += 1;
         self.segments.offset = end;
         let held = self.segments.held_bytes(self.shared.config.segment_bytes);
@@ -345,19 +354,28 @@ impl Writer {
 
     /// Everything written so far is on disk when this returns.
     fn sync(&mut self) -> io::Result<()> {
-        let Some((_, segment)) = self.segments.active() else {
-            return Err(io::Error::other("no segment is open"));
-        };
+        if let Some(synced) = self.lazy.wait()? {
+            self.note_synced(&synced);
+        }
         let begun = Instant::now();
-        segment.file.sync_data()?;
-        let us = micros_since(begun);
+        self.active_file()?.sync_data()?;
+        self.note_synced(&Synced { sequence: self.sequence, took: begun.elapsed() });
+        self.lazy_since = None;
+        Ok(())
+    }
+
+    fn note_synced(&mut self, &Synced { sequence, took }: &Synced) {
+        let us = micros(took);
         let counters = &self.shared.counters;
         counters.syncs.fetch_add(1, Ordering::Relaxed);
         counters.sync_us.fetch_add(us, Ordering::Relaxed);
         counters.sync_max_us.fetch_max(us, Ordering::Relaxed);
-        self.synced = self.sequence;
-        self.lazy_since = None;
-        Ok(())
+        self.synced = self.synced.max(sequence);
+    }
+
+    fn active_file(&self) -> io::Result<Arc<dyn DiskFile>> {
+        let (_, segment) = self.segments.active().ok_or_else(|| io::Error::other("no segment is open"))?;
+        Ok(segment.file.clone())
     }
 
     fn publish_space(&self) {
@@ -414,6 +432,6 @@ fn stored(segment: u64, (offset, size): (u64, usize)) -> Stored {
     Stored { segment, offset: u32::try_from(offset).expect(small), size: u32::try_from(size).expect(small) }
 }
 
-fn micros_since(begun: Instant) -> u64 {
-    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

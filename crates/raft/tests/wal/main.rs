@@ -6,6 +6,7 @@ mod basics;
 mod crashes;
 mod damage;
 mod failures;
+mod format;
 mod histories;
 mod model;
 mod support;
