@@ -15,7 +15,7 @@ use crate::{
     clock::Environment,
     group::{Group, Parts, Raft},
     lease::{Lease, VoteGate},
-    log_store::LogStore,
+    log_store::{LogStore, decode_vote},
     machine::{Applier, Machine},
     network::Network,
     runtime::Runtime,
@@ -214,7 +214,16 @@ impl Host {
             timing: timing.clone(),
             inbound: inbound.clone(),
         });
-        if promised {
+        // Whoever acknowledges a leader stores that leader's vote first. A sole voter whose last vote is its own has
+        // promised nothing to anybody, and there is nobody to wait for.
+        let own_vote = state
+            .vote
+            .and_then(|vote| decode_vote(vote).ok())
+            .is_some_and(|vote| vote.leader_id.voted_for == me);
+        let alone = own_vote && group.status().borrow().voters.iter().eq([&me]);
+        if promised && alone {
+            group.raft().runtime_config().elect(true);
+        } else if promised {
             // Rule 1 of the lease. Replicas that started together must not all campaign at one moment either.
             let jitter = Runtime::thread_rng().random_range(0..timing.election_min_ms);
             let pause = gate.closed_for() + Duration::from_millis(jitter);

@@ -149,9 +149,7 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<VoteOf<Types>>> {
-        let Some(bytes) = self.log.state().vote else { return Ok(None) };
-        let vote = wire::Vote::decode(bytes).map_err(|error| undecodable("vote", error))?;
-        Ok(Some(vote_from_wire(vote)))
+        self.log.state().vote.map(decode_vote).transpose()
     }
 }
 
@@ -218,6 +216,12 @@ impl RaftLogStorage<Types> for LogStore {
         let upto = Position { index: upto.index, term: upto.leader_id.term, leader: 0 };
         finish(|done| self.log.purge_to(upto, done)).await
     }
+}
+
+/// A vote as [`RaftLogStorage::save_vote`] wrote it.
+pub(crate) fn decode_vote(bytes: Bytes) -> io::Result<VoteOf<Types>> {
+    let vote = wire::Vote::decode(bytes).map_err(|error| undecodable("vote", error))?;
+    Ok(vote_from_wire(vote))
 }
 
 /// Starts a request of the WAL and waits for its callback.

@@ -82,7 +82,8 @@ impl Default for GrpcConfig {
 pub struct GrpcTransport {
     config: GrpcConfig,
     inbound: OnceLock<Inbound>,
-    links: Mutex<HashMap<(u64, String), Arc<GrpcLink>>>,
+    /// By server; the newest address counts.
+    links: Mutex<HashMap<u64, Arc<GrpcLink>>>,
 }
 
 impl GrpcTransport {
@@ -100,11 +101,14 @@ impl Transport for GrpcTransport {
 
     fn link(&self, server: u64, addr: &str) -> Arc<dyn Link> {
         let mut links = self.links.lock();
-        let link = links.entry((server, addr.to_owned())).or_insert_with(|| {
-            let inbound = self.inbound.get().cloned().unwrap_or_default();
-            Arc::new(GrpcLink::open(server, addr.to_owned(), self.config.clone(), inbound))
-        });
-        link.clone()
+        if let Some(link) = links.get(&server).filter(|link| link.target.addr == addr) {
+            return link.clone();
+        }
+        let inbound = self.inbound.get().cloned().unwrap_or_default();
+        let link = Arc::new(GrpcLink::open(server, addr.to_owned(), self.config.clone(), inbound));
+        // A link to an old address goes with the last client that holds it.
+        links.insert(server, link.clone());
+        link
     }
 
     fn stop(&self) {

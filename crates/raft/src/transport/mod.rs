@@ -47,7 +47,7 @@ pub trait Transport: Send + Sync + 'static {
     /// Tells where incoming requests go and who this server is. Called once, before any link is made.
     fn start(&self, inbound: Inbound);
 
-    /// The link to a server at a peer address. Links are kept: the same server and address give the same link.
+    /// The link to a server at a peer address. The same server and address give the same link.
     fn link(&self, server: u64, addr: &str) -> Arc<dyn Link>;
 
     /// Ends all links; requests in flight fail.

@@ -130,3 +130,20 @@ async fn a_new_group_elects_at_once() {
     Cluster::with_group().await;
     assert!(begin.elapsed() < Timing::default().lease() * 2, "{:?}", begin.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sole_replica_leads_again_at_once() {
+    let mut cluster = Cluster::new();
+    cluster.servers.get_mut(&1).unwrap().open(GROUP).await;
+    cluster.server(1).group().initialize(members(&[1])).await.unwrap();
+    cluster.leader_among(&[1]).await;
+    put(cluster.server(1).group(), text(0)).await;
+    cluster.stop(1).await;
+    cluster.start(1).open(GROUP).await;
+    let started = Instant::now();
+    cluster.leader_among(&[1]).await;
+    println!("led again {:?} after the start", started.elapsed());
+    assert!(started.elapsed() < Timing::default().lease(), "{:?}", started.elapsed());
+    assert_eq!(cluster.server(1).machine().contents(), [text(0)]);
+    put(cluster.server(1).group(), text(1)).await;
+}
