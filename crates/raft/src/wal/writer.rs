@@ -37,6 +37,9 @@ pub(super) struct Writer {
     sequence: u64,
     /// The last frame known to be on disk.
     synced: u64,
+    /// The last frame that a later one declares to be on disk.
+    declared: u64,
+    last_write: Instant,
     /// The oldest segment of the log, as the log says.
     oldest: u64,
     /// What the log says about each group beside its entries, for the first frame of the next segment.
@@ -77,6 +80,8 @@ impl Writer {
             segments,
             sequence,
             synced: sequence,
+            declared: 0,
+            last_write: Instant::now(),
             oldest,
             hard,
             lazy_since: None,
@@ -121,8 +126,14 @@ impl Writer {
     fn deadline(&self) -> Option<Instant> {
         // A sync that is under way nudges the queue when it ends.
         let since = self.lazy_since.filter(|_| !self.lazy.is_busy());
-        let lazy = since.map(|since| since + self.shared.config.lazy_sync_interval);
-        if self.copies.is_empty() { lazy } else { Some(Instant::now()) }
+        let since = since.or(self.undeclared_since());
+        let due = since.map(|since| since + self.shared.config.lazy_sync_interval);
+        if self.copies.is_empty() { due } else { Some(Instant::now()) }
+    }
+
+    /// Since when the last frame is on disk without a later one that says so: damage to it would look like a torn write.
+    fn undeclared_since(&self) -> Option<Instant> {
+        (self.synced == self.sequence && self.declared < self.synced).then_some(self.last_write)
     }
 
     /// Writes a batch and acknowledges it.
@@ -213,6 +224,9 @@ impl Writer {
             let (file, sequence) = (self.active_file()?, self.sequence);
             self.lazy.begin(file, sequence)?;
             self.lazy_since = None;
+        }
+        if self.undeclared_since().is_some_and(|since| since.elapsed() >= interval) {
+            self.write_mark()?;
         }
         if !self.copies.is_empty() {
             self.copy_some()?;
@@ -346,6 +360,8 @@ impl Writer {
         counters.bytes.fetch_add(end - self.segments.offset, Ordering::Relaxed);
         counters.write_us.fetch_add(micros(begun.elapsed()), Ordering::Relaxed);
         self.sequence += 1;
+        self.declared = self.synced;
+        self.last_write = begun;
         self.segments.offset = end;
         let held = self.segments.held_bytes(self.shared.config.segment_bytes);
         self.shared.space.held_bytes.store(held, Ordering::Relaxed);
@@ -391,11 +407,16 @@ impl Writer {
         if self.synced < self.sequence {
             self.sync()?;
         }
+        self.write_mark()?;
+        self.sync()
+    }
+
+    /// An empty frame that declares everything before it to be on disk.
+    fn write_mark(&mut self) -> io::Result<()> {
         self.make_room(0)?;
         let (segment, offset) = self.position();
         let end = FrameBuilder::new(&mut self.buf, segment, offset).finish(self.sequence + 1, self.synced);
-        self.write(end)?;
-        self.sync()
+        self.write(end)
     }
 
     /// The end of the log: everything that waits fails, and everything that comes.

@@ -1,6 +1,6 @@
 //! Files that are not what was written: torn tails are cut, damage before them is refused, garbage never panics.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kvorum_raft::{
@@ -153,6 +153,27 @@ fn every_segment_of_a_log_that_was_stopped_cleanly_is_guarded() {
         // The newest segment is not full.
         assert!(refused > 100 || refused > 5 && Some(path) == files.last(), "{refused} refused in {path:?}");
     }
+}
+
+#[test]
+fn the_last_frame_is_guarded_once_the_log_was_idle() {
+    let disk = MemoryDisk::default();
+    let config = WalConfig { lazy_sync_interval: Duration::from_millis(10), ..small() };
+    let (wal, _) = open_with(&disk, config).unwrap();
+    let log = wal.group(GROUP);
+    log.append_now(vec![record(0, 1, 50)]).unwrap();
+    log.vote_now(b"a vote that must not be forgotten").unwrap();
+    let end = wal.stats().bytes as usize;
+    until("a mark is written", || wal.stats().bytes as usize > end);
+    let marked = wal.stats();
+    // Killed, not stopped.
+    let disk = disk.kill();
+    let path = segments(&disk, Path::new(DIR)).pop().unwrap();
+    disk.update(&path, |bytes| bytes[end - 10] ^= 1);
+    assert!(matches!(open_with(&disk, small()), Err(WalError::Corrupt { .. })));
+    // One mark is enough; an idle log stays idle.
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(wal.stats().frames, marked.frames);
 }
 
 #[test]
