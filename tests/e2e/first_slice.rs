@@ -386,13 +386,13 @@ async fn a_key_seen_as_expired_never_comes_back() -> Result<()> {
                 let mut gone: BTreeMap<String, Instant> = BTreeMap::new();
                 let deadline = Instant::now() + Duration::from_secs(40);
                 while gone.len() < keys.len() {
-                    ensure!(
-                        Instant::now() < deadline,
-                        "{} of {} keys have not expired",
-                        keys.len() - gone.len(),
-                        keys.len()
-                    );
                     for (key, ttl, sent_at) in &keys {
+                        ensure!(
+                            Instant::now() < deadline,
+                            "{} of {} keys have not expired",
+                            keys.len() - gone.len(),
+                            keys.len()
+                        );
                         match client.call(&["GET", key]).await {
                             Outcome::Ok(Value::Null) => {
                                 let early = sent_at.elapsed() < ttl.mul_f64(0.9);

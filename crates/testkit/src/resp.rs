@@ -90,9 +90,13 @@ impl fmt::Display for Value {
             Value::Null => write!(f, "(nil)"),
             Value::Boolean(b) => write!(f, "({b})"),
             Value::Double(d) => write!(f, "(double) {d}"),
-            Value::Array(items) => f.debug_list().entries(items.iter().map(|v| v.to_string())).finish(),
+            Value::Array(items) => {
+                let items: Vec<String> = items.iter().map(Value::to_string).collect();
+                write!(f, "[{}]", items.join(", "))
+            }
             Value::Map(items) => {
-                f.debug_map().entries(items.iter().map(|(k, v)| (k.to_string(), v.to_string()))).finish()
+                let items: Vec<String> = items.iter().map(|(k, v)| format!("{k}: {v}")).collect();
+                write!(f, "{{{}}}", items.join(", "))
             }
         }
     }
