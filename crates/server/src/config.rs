@@ -80,8 +80,8 @@ settings! {
     /// How long a client may be held while its shard elects a leader, in milliseconds, before it gets
     /// CLUSTERDOWN [default: 5000]
     failover_hold_ms: u64 = 5000,
-    /// A follower that has not heard from its leader for longer than this answers reads with MASTERDOWN, also
-    /// after READONLY, in milliseconds [default: 10000]
+    /// How old the data may be that a follower answers with after READONLY, in milliseconds, before it answers
+    /// MASTERDOWN [default: 10000]
     stale_read_limit_ms: u64 = 10_000,
     /// Most client connections of one port at a time [default: 10000]
     maxclients: u32 = 10_000,
@@ -250,12 +250,13 @@ impl Config {
     }
 }
 
-/// The filter that `log-level` means. A plain level is for our own lines; from libraries only warnings come.
+/// The filter that `log-level` means. A plain level is for our own lines; from libraries only warnings come, and
+/// from openraft only errors: a peer that does not answer is what we report ourselves, once.
 pub(crate) fn log_filter(level: &str) -> Result<tracing_subscriber::EnvFilter, String> {
     const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
     let directives = match level {
         "error" => "error".to_owned(),
-        plain if LEVELS.contains(&plain) => format!("warn,kvorum={plain}"),
+        plain if LEVELS.contains(&plain) => format!("warn,openraft=error,kvorum={plain}"),
         filter if filter.trim().is_empty() => return Err(format!("expected one of {}", LEVELS.join(", "))),
         filter => filter.to_owned(),
     };
@@ -286,10 +287,9 @@ fn read_file(path: &Path) -> Result<Settings, ConfigError> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    settings.dir = Some(match settings.dir {
-        Some(dir) => folder.join(dir),
-        None => folder.to_owned(),
-    });
+    let dir = settings.dir.as_deref().map_or(folder.to_owned(), |dir| folder.join(dir));
+    // Without the `/.` of a `dir = "."`: the path is shown to people.
+    settings.dir = Some(dir.components().collect());
     Ok(settings)
 }
 

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use super::plan::PlannedServer;
 
 /// How long the servers may take to stop before they are killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Lines that wait for the terminal.
 const WAITING_LINES: usize = 10_000;
 /// Settings that differ between the servers of one machine: an environment variable must not set them for all.

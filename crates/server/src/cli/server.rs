@@ -4,18 +4,27 @@
 //! or SIGINT hands leadership over, stops and exits with 0. What keeps it from starting is one line on standard
 //! error and exit code 1.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use kvorum::{ServeConfig, ServeError};
+use kvorum_node::{Node, NodeConfig, Timing};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::lock::DirLock;
 use super::logging;
-use super::ports;
+use super::ports::{self, PortError};
 use super::signals::StopSignals;
-use crate::config::{Config, Settings};
+use crate::config::{Config, ReadMode, Settings};
+
+/// How long a server may take to finish with its clients, to hand its leaderships over and to close its log.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Arguments of `kvorum server`.
 #[derive(Debug, clap::Args)]
@@ -53,9 +62,94 @@ pub(crate) fn run(args: Args) -> Result<()> {
 
 async fn serve(config: Config) -> Result<()> {
     let mut stop = StopSignals::new()?;
-    info!(port = config.base_port, "started");
-    stop.received().await;
-    bail!("stopped")
+    let node = Node::start(node_config(&config)).await?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        host = config.announce_host,
+        base_port = config.base_port,
+        dir = %config.dir.display(),
+        "server started"
+    );
+    if node.server().cluster_id.is_none() {
+        info!("this server belongs to no cluster yet; `kvorum cluster create` makes one");
+    }
+    let (finish, finished) = oneshot::channel::<()>();
+    let clients = kvorum::serve(node.clone(), serve_config(&config), async move {
+        let _ = finished.await;
+    });
+    tokio::pin!(clients);
+    let failure = tokio::select! {
+        () = stop.received() => None,
+        why = node.failure() => Some(anyhow!("the log failed: {why}")),
+        ended = &mut clients => Some(match ended {
+            Ok(()) => anyhow!("the client ports closed"),
+            Err(e) => explain(e),
+        }),
+    };
+    info!("stopping");
+    let stopped = async {
+        // Without clients there is nothing to finish, and a future that has ended is not polled again.
+        if failure.is_none() {
+            drop(finish);
+            if let Err(e) = clients.await {
+                warn!(error = %e, "the client ports did not close in order");
+            }
+        }
+        node.shutdown().await;
+    };
+    tokio::select! {
+        done = timeout(STOP_TIMEOUT, stopped) => {
+            if done.is_err() {
+                warn!(after_s = STOP_TIMEOUT.as_secs(), "stopping takes too long; the next start reads the log");
+            }
+        }
+        // Asked twice: at once. Nothing acknowledged is lost by that.
+        () = stop.received() => warn!("stopped at once"),
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// A port that is in use gets the name of who uses it.
+fn explain(error: ServeError) -> anyhow::Error {
+    let ServeError::Listen { address, ref source } = error;
+    if source.kind() == io::ErrorKind::AddrInUse {
+        return PortError::Busy(address, ports::holder_of(address)).into();
+    }
+    error.into()
+}
+
+fn serve_config(config: &Config) -> ServeConfig {
+    ServeConfig {
+        bind: config.bind,
+        max_clients: config.maxclients,
+        idle_timeout: Duration::from_secs(config.timeout),
+        failover_hold: Duration::from_millis(config.failover_hold_ms),
+    }
+}
+
+fn node_config(config: &Config) -> NodeConfig {
+    NodeConfig {
+        dir: config.dir.clone(),
+        host: config.announce_host.clone(),
+        bind: match config.bind {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        },
+        base_port: config.base_port,
+        timing: Timing {
+            heartbeat_ms: config.heartbeat_ms,
+            election_min_ms: config.election_timeout_min_ms,
+            election_max_ms: config.election_timeout_max_ms,
+        },
+        read_mode: match config.read_mode {
+            ReadMode::Lease => kvorum_node::ReadMode::Lease,
+            ReadMode::Quorum => kvorum_node::ReadMode::Quorum,
+        },
+        write_timeout: Duration::from_millis(config.write_timeout_ms),
+        stale_bound: Duration::from_millis(config.stale_read_limit_ms),
+        raft_threads: raft_threads(config),
+    }
 }
 
 /// Lets the kernel end this process, in order, when its parent ends.
