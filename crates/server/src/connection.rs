@@ -48,6 +48,8 @@ const BATCH_COMMANDS: usize = 256;
 const BATCH_BYTES: usize = 256 * 1024;
 /// Batches on their way at a time.
 const BATCHES_IN_FLIGHT: usize = 16;
+/// Batches on their way and replies that stand behind them, at a time.
+const QUEUE_LENGTH: usize = 64;
 /// Bytes of batches on their way at a time.
 const BYTES_IN_FLIGHT: usize = 4 * 1024 * 1024;
 /// Replies that the client has not taken, beyond which no request is looked at.
@@ -62,6 +64,8 @@ const REQUEST_BYTES: usize = 1024 * 1024 * 1024;
 const HOLD_INTERVAL: Duration = Duration::from_millis(25);
 /// How long a client that is on its way out may take to read its last replies.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
+/// Replies of the session share a sink until it holds this much.
+const SHARED_SINK_BYTES: usize = 16 * 1024;
 /// Sinks kept for batches to come.
 const SPARE_SINKS: usize = 4;
 
@@ -94,6 +98,8 @@ struct Connection<E> {
     read_closed: bool,
     /// No further request is looked at: QUIT, or bytes that are no request.
     finishing: bool,
+    /// The port closes.
+    draining: bool,
     /// Replies whose turn has come.
     out: RespSink,
     /// Bytes of `out` that the client has.
@@ -193,8 +199,11 @@ struct Running {
 
 enum Work {
     Batch(Pin<Box<dyn Future<Output = Result<Box<RespSink>, Failure>> + Send>>),
-    /// WAIT.
-    Replicas(Pin<Box<dyn Future<Output = usize> + Send>>),
+    /// WAIT, perhaps for as long as it takes.
+    Replicas {
+        count: Pin<Box<dyn Future<Output = usize> + Send>>,
+        endless: bool,
+    },
 }
 
 /// Something that waits for everything before it to be answered.
@@ -228,6 +237,7 @@ pub(crate) async fn serve<E: Engine>(shared: Arc<Shared<E>>, stream: TcpStream, 
         wants_bytes: true,
         read_closed: false,
         finishing: false,
+        draining: false,
         out: RespSink::default(),
         sent: 0,
         view: None,
@@ -279,7 +289,12 @@ impl<E: Engine> Connection<E> {
                 }
             })
             .await?;
-            self.read_closed |= self.shared.draining.load(Ordering::Acquire);
+            if self.shared.draining.load(Ordering::Acquire) {
+                self.draining = true;
+                self.read_closed = true;
+                // Who is held now is told so rather than cut off.
+                self.hold = None;
+            }
         }
     }
 
@@ -292,7 +307,9 @@ impl<E: Engine> Connection<E> {
             self.hold = None;
             progress = true;
         }
-        progress |= self.poll_write(cx)?;
+        // Room for replies is news only to who waited for it.
+        let waits_for_room = !self.may_look();
+        progress |= self.poll_write(cx)? && waits_for_room;
         progress |= self.poll_read(cx)?;
         Ok(if progress { Poll::Ready(()) } else { Poll::Pending })
     }
@@ -304,7 +321,7 @@ impl<E: Engine> Connection<E> {
             let Dispatched::Running(running) = &mut self.queue[index] else { continue };
             let outcome = match &mut running.work {
                 Work::Batch(batch) => batch.as_mut().poll(cx),
-                Work::Replicas(replicas) => replicas.as_mut().poll(cx).map(|count| {
+                Work::Replicas { count, .. } => count.as_mut().poll(cx).map(|count| {
                     let mut out = Box::new(RespSink::new(running.terms.protocol));
                     out.int(i64::try_from(count).unwrap_or(i64::MAX));
                     Ok(out)
@@ -406,6 +423,7 @@ impl<E: Engine> Connection<E> {
         !self.finishing
             && self.deferred.is_empty()
             && self.batches_in_flight < BATCHES_IN_FLIGHT
+            && self.queue.len() < QUEUE_LENGTH
             && self.bytes_in_flight < BYTES_IN_FLIGHT
             && self.out.bytes().len() - self.sent < UNSENT_BYTES
     }
@@ -417,8 +435,14 @@ impl<E: Engine> Connection<E> {
 
     /// Whether there is nothing left to do but to write what is ready.
     fn is_over(&self) -> bool {
-        if self.read_closed && self.hold.is_some() && self.queue.is_empty() {
+        if self.read_closed && !self.draining && self.hold.is_some() && self.queue.is_empty() {
             // What is held was not proposed, and nobody waits for it any more.
+            return true;
+        }
+        if self.read_closed
+            && let Some(Dispatched::Running(Running { work: Work::Replicas { endless: true, .. }, .. })) =
+                self.queue.front()
+        {
             return true;
         }
         (self.finishing || self.read_closed && self.wants_bytes)
@@ -717,7 +741,8 @@ impl<E: Engine> Connection<E> {
             return;
         }
         let patience = self.shared.port.settings.failover_hold();
-        let out_of_patience = self.held_since.is_some_and(|since| since.elapsed() >= patience);
+        let out_of_patience =
+            self.draining || self.held_since.is_some_and(|since| since.elapsed() >= patience);
         let mut rest = std::mem::take(&mut self.deferred);
         while self.deferred.is_empty()
             && let Some(next) = rest.pop_front()
@@ -831,7 +856,8 @@ impl<E: Engine> Connection<E> {
 
     fn wait_replicas(&mut self, replicas: usize, patience: Option<Duration>) {
         let Some(engine) = self.shared.engine.get() else { return self.reply(|_, _, out| out.int(0)) };
-        let work = Work::Replicas(Box::pin(engine.wait_replicas(replicas, patience)));
+        let count = Box::pin(engine.wait_replicas(replicas, patience));
+        let work = Work::Replicas { count, endless: patience.is_none() };
         let terms = Terms {
             db: self.session.db,
             readonly: self.session.readonly,
@@ -856,6 +882,13 @@ impl<E: Engine> Connection<E> {
         if self.queue.is_empty() && self.deferred.is_empty() {
             self.out.set_protocol(protocol);
             return write(&mut self.session, self.shared.place(), &mut self.out);
+        }
+        if self.deferred.is_empty()
+            && let Some(Dispatched::Done { out, ran: false }) = self.queue.back_mut()
+            && out.bytes().len() < SHARED_SINK_BYTES
+        {
+            out.set_protocol(protocol);
+            return write(&mut self.session, self.shared.place(), out);
         }
         let mut out = self.sink(protocol);
         let result = write(&mut self.session, self.shared.place(), &mut out);

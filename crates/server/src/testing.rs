@@ -12,6 +12,7 @@ use kvorum_node::{Batch, ReadError, ReplySink};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
@@ -43,6 +44,8 @@ struct Script {
     turn: tokio::sync::Mutex<()>,
     /// Commands run through the log, in order.
     log: Mutex<Vec<String>>,
+    /// WAIT finds fewer replicas than it asks for.
+    followers_are_late: AtomicBool,
 }
 
 impl Scripted {
@@ -79,6 +82,7 @@ impl Scripted {
             reads: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             log: Mutex::default(),
+            followers_are_late: AtomicBool::new(false),
         }))
     }
 
@@ -126,6 +130,11 @@ impl Scripted {
     /// The next reads fail.
     pub(crate) fn fail_reads(&self, errors: impl IntoIterator<Item = ReadError>) {
         self.0.reads.lock().extend(errors);
+    }
+
+    /// From now on the followers do not catch up.
+    pub(crate) fn wait_for_ever(&self) {
+        self.0.followers_are_late.store(true, Ordering::Relaxed);
     }
 
     /// Commands run through the log so far, each as its words with blanks between.
@@ -248,9 +257,17 @@ impl Engine for Scripted {
     fn wait_replicas(
         &self,
         replicas: usize,
-        _: Option<Duration>,
+        patience: Option<Duration>,
     ) -> impl Future<Output = usize> + Send + 'static {
-        std::future::ready(replicas.min(2))
+        let late = self.0.followers_are_late.load(Ordering::Relaxed);
+        async move {
+            match (late, patience) {
+                (false, _) => {}
+                (true, Some(patience)) => tokio::time::sleep(patience).await,
+                (true, None) => std::future::pending().await,
+            }
+            replicas.min(2)
+        }
     }
 
     fn leadership_changes(&self) -> impl Future<Output = ()> + Send + 'static {

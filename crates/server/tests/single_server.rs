@@ -109,7 +109,9 @@ async fn a_cluster_of_one_server() {
 
     // Before there is a cluster, the base port answers for an empty node.
     let mut client = Client::connect(base_port).await;
-    client.expect("PING\r\nGET bar\r\nDBSIZE\r\n", "+PONG\r\n-CLUSTERDOWN Hash slot not served\r\n:0\r\n").await;
+    client
+        .expect("PING\r\nGET bar\r\nDBSIZE\r\n", "+PONG\r\n-CLUSTERDOWN Hash slot not served\r\n:0\r\n")
+        .await;
 
     create(base_port, Mode::Cluster, 2, 1).await;
     // The same connection serves as soon as there is a leader; slots of the other shard are on the next port.
@@ -131,12 +133,7 @@ async fn a_cluster_of_one_server() {
     other.expect(&pipeline, &replies).await;
     // Larger than an entry of the log may be: refused, and the connection goes on.
     let large = format!("*3\r\n$3\r\nSET\r\n$3\r\nfoo\r\n${}\r\n{}\r\n", 9 << 20, "x".repeat(9 << 20));
-    other
-        .expect(
-            &large,
-            "-ERR the command is larger than an entry of the log may be (8 MiB)\r\n",
-        )
-        .await;
+    other.expect(&large, "-ERR the command is larger than an entry of the log may be (8 MiB)\r\n").await;
     other.expect("STRLEN foo\r\n", ":1005\r\n").await;
     server.stop().await;
 

@@ -489,3 +489,63 @@ async fn wait_answers_in_its_place() {
     assert!(decide.send(Step::Run).is_ok());
     client.expect("+OK\r\n:2\r\n+PONG\r\n").await;
 }
+
+#[tokio::test]
+async fn who_is_held_when_the_port_closes_is_told() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.depose(0, 2);
+    let Server { shared, address, stop, task } = Server::start(Some(&replica)).await;
+    let mut client = Client(TcpStream::connect(address).await.unwrap());
+    client.send("SET bar 1\r\n").await;
+    until("it is held", || shared.port.stats.holds.load(Ordering::Relaxed) == 1).await;
+    drop(stop);
+    client.expect(DOWN).await;
+    client.expect_end().await;
+    tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn replies_do_not_pile_up_behind_a_write_that_is_pending() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let decide = replica.expect_later();
+    let mut client = server.client().await;
+    let echo = format!("ECHO {}\r\n", "x".repeat(20_000));
+    client.send("SET bar 1\r\n").await;
+    let (mut read, mut write) = client.0.into_split();
+    let writer = tokio::spawn(async move {
+        for _ in 0..2_000 {
+            write.write_all(echo.as_bytes()).await.unwrap();
+        }
+    });
+    let stats = &server.shared.port.stats;
+    let mut last = 0;
+    loop {
+        tokio::time::sleep(SILENCE).await;
+        let now = stats.input_bytes.load(Ordering::Relaxed);
+        if now == last && now > 1_000_000 {
+            break;
+        }
+        last = now;
+    }
+    assert!(last < 4_000_000, "{last} of 40,000,000 bytes taken while a write is pending");
+    assert!(decide.send(Step::Run).is_ok());
+    let reply = format!("$20000\r\n{}\r\n", "x".repeat(20_000));
+    let mut got = vec![0; 5 + 2_000 * reply.len()];
+    tokio::time::timeout(PATIENCE, read.read_exact(&mut got)).await.unwrap().unwrap();
+    assert!(got == format!("+OK\r\n{}", reply.repeat(2_000)).as_bytes());
+    writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn waiting_for_ever_ends_with_the_client() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.wait_for_ever();
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("WAIT 3 0\r\n").await;
+    until("it is there", || server.shared.port.clients.len() == 1).await;
+    client.expect_silence().await;
+    drop(client);
+    until("it is gone", || server.shared.port.clients.len() == 0).await;
+}

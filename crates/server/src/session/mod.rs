@@ -139,7 +139,9 @@ impl Session {
         }
         match command.run {
             Run::Read(_) | Run::Write(_) => Action::Run(command),
-            Run::Server => Action::Serve { command, in_order: is_in_order(top) },
+            Run::Server => {
+                Action::Serve { command, in_order: is_in_order(top) || command.name == "client|list" }
+            }
         }
     }
 
@@ -329,9 +331,10 @@ impl Session {
     }
 }
 
-/// Whether a command shows what commands before it may have changed.
+/// Whether a command shows what commands before it may have changed, or has a reply too large to pile up behind
+/// them.
 fn is_in_order(top: &Command) -> bool {
-    matches!(top.name, "info" | "config" | "cluster" | "role" | "wait" | "time")
+    matches!(top.name, "info" | "config" | "cluster" | "role" | "wait" | "time" | "command")
 }
 
 fn ping(args: Args<'_>, out: &mut RespSink) -> Outcome {
