@@ -39,6 +39,9 @@ const FOUNDER_PATIENCE: Duration = Duration::from_secs(2);
 /// At shutdown a shard's leadership has this long to move to another server.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// What a peer may send on one stream before it waits for us to read: more than an entry takes in flight.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -265,7 +268,8 @@ impl Node {
 
     fn serve_peers(&self, listener: tokio::net::TcpListener) {
         let routes = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
             .add_service(self.0.host.peer_service())
             .add_service(AdminService::new(self.clone()).into_server());
         self.spawn(async move {
