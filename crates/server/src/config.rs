@@ -251,12 +251,13 @@ impl Config {
 }
 
 /// The filter that `log-level` means. A plain level is for our own lines; from libraries only warnings come, and
-/// from openraft only errors: a peer that does not answer is what we report ourselves, once.
+/// from openraft only errors: a peer that does not answer is what we report ourselves, once. Its handle's complaint
+/// that the core has stopped is about every orderly stop.
 pub(crate) fn log_filter(level: &str) -> Result<tracing_subscriber::EnvFilter, String> {
     const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
     let directives = match level {
         "error" => "error".to_owned(),
-        plain if LEVELS.contains(&plain) => format!("warn,openraft=error,kvorum={plain}"),
+        plain if LEVELS.contains(&plain) => format!("warn,openraft=error,openraft::raft=off,kvorum={plain}"),
         filter if filter.trim().is_empty() => return Err(format!("expected one of {}", LEVELS.join(", "))),
         filter => filter.to_owned(),
     };

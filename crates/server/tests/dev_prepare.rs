@@ -1,6 +1,8 @@
 //! `kvorum dev --prepare`, and what `kvorum dev` and `kvorum server` refuse before they start anything: the real
 //! program, its output and the files it leaves.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};

@@ -9,7 +9,9 @@ use crate::config::{Config, LogFormat, log_filter};
 /// Installs the process-wide subscriber that `config` describes.
 pub(crate) fn start(config: &Config) -> Result<()> {
     let filter = log_filter(&config.log_level).map_err(|why| anyhow!("log-level: {why}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    // When nobody reads standard error any more, a line is lost; complaining there as well would panic.
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).log_internal_errors(false);
     let installed = match config.log_format {
         LogFormat::Human => {
             let colored = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
