@@ -23,19 +23,33 @@ async fn cluster_with_data(random: &mut Random) -> Result<(Cluster, Ledger)> {
 async fn a_torn_tail_is_cut_and_the_server_serves() -> Result<()> {
     let (mut random, seed) = Random::for_run("torn_tail");
     let (mut cluster, ledger) = cluster_with_data(&mut random).await?;
-    for round in 0..3 {
+    for round in 0..4 {
         let victim = 1 + random.below(3) as u16;
         cluster.kill(victim)?;
         let segment = wal::segments(&cluster.server_dir(victim))?.pop().context("a segment")?;
-        let frame = *wal::frames(&segment)?.last().context("a frame")?;
-        // Somewhere inside the last frame: its header, its body, or all of it.
-        let cut_at = frame.offset + random.below(32 + frame.body);
-        wal::cut(&segment, cut_at)?;
-        eprintln!("torn_tail: round {round}: cut {} at {cut_at}, inside {frame:?}", segment.display());
+        let last = *wal::frames(&segment)?.last().context("a frame")?;
+        // What a crash tears was never acknowledged: the frame after the last one. The first half of the rounds
+        // leaves zeros behind what arrived, as in a preallocated file; the others end the file there.
+        let length = 100 + random.below(8000) as u32;
+        let arrived = random.below(length.into()) as u32;
+        let torn_at = wal::tear(&segment, &last, length, arrived)?;
+        let cut_at = torn_at + random.below(32 + u64::from(arrived));
+        if round >= 2 {
+            wal::cut(&segment, cut_at)?;
+        }
+        eprintln!(
+            "torn_tail: round {round}: {} torn at {torn_at}, {arrived} of {length} bytes",
+            segment.display()
+        );
+        let said_before = cluster.log(victim).len();
         cluster.spawn(victim)?;
         cluster.ready().await?;
         cluster.caught_up().await?;
-        // The server that lost its tail serves what it has to serve as a leader or as a follower.
+        let said = cluster.log(victim)[said_before..].to_owned();
+        assert!(
+            said.contains("torn") && said.contains(&torn_at.to_string()),
+            "seed {seed}: no word of the repair: {said}"
+        );
         let audit = ledger.audit(&read_back(&mut cluster.client(), &ledger).await);
         assert!(audit.is_clean(), "seed {seed}, round {round}: {audit}");
     }

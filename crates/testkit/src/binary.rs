@@ -50,5 +50,7 @@ pub fn build(profile: &str) -> Result<PathBuf> {
         .status()
         .context("starting cargo")?;
     ensure!(status.success(), "cargo build --package kvorum --profile {profile} failed");
-    Ok(target_dir().join(profile).join("kvorum"))
+    // Cargo's one exception: what the profile `dev` makes goes to `debug`.
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(target_dir().join(folder).join("kvorum"))
 }

@@ -76,6 +76,30 @@ pub fn frames(segment: &Path) -> Result<Vec<Frame>> {
     Ok(frames)
 }
 
+/// Writes what a crash in the middle of a write leaves behind `last`, the last frame of a segment: the next frame, whose
+/// header is whole and of whose body only the first `arrived` of `length` bytes are there. Returns its offset.
+///
+/// # Errors
+/// What the system says.
+pub fn tear(segment: &Path, last: &Frame, length: u32, arrived: u32) -> Result<u64> {
+    let name = segment.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let id =
+        name.strip_prefix("segment-").and_then(|id| u64::from_str_radix(id, 16).ok()).context("a segment")?;
+    let offset = last.body_at() + last.body.next_multiple_of(8);
+    let mut bytes = b"KvW\x01".to_vec();
+    bytes.extend(length.to_le_bytes());
+    bytes.extend((last.sequence + 1).to_le_bytes());
+    bytes.extend(last.sequence.to_le_bytes());
+    bytes.extend(1u32.to_le_bytes());
+    let salted = [&id.to_le_bytes()[..], &offset.to_le_bytes(), &bytes].concat();
+    bytes.extend(crc32c::crc32c(&salted).to_le_bytes());
+    bytes.extend((0..arrived.min(length)).map(|n| n as u8));
+    let file = OpenOptions::new().write(true).open(segment)?;
+    file.write_all_at(&bytes, offset)?;
+    file.sync_all()?;
+    Ok(offset)
+}
+
 /// Inverts the bits of one byte.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use crate::random::Random;
 use crate::resp::Value;
 
 /// Keys that each writer works on at a time.
-const KEYS_PER_WRITER: usize = 32;
+const KEYS_PER_WRITER: usize = 8;
 
 /// Writers at work.
 #[derive(Debug)]

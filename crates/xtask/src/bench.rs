@@ -20,6 +20,8 @@ use bytes::Bytes;
 use kvorum_testkit::ports::PortBlock;
 use kvorum_testkit::{Cluster, Connection, Shape, Value, binary};
 
+use crate::tools::Program;
+
 const KEYS: u32 = 100_000;
 const CONNECTIONS: u32 = 50;
 const DEPTHS: [u32; 2] = [1, 16];
@@ -34,9 +36,8 @@ pub(crate) struct Args {
     /// About how many seconds each measurement takes
     #[arg(long, default_value_t = 4)]
     seconds: u32,
-    /// Cargo profile of the program
-    #[arg(long, default_value = "release")]
-    profile: String,
+    #[command(flatten)]
+    program: Program,
 }
 
 /// What is measured.
@@ -60,7 +61,7 @@ pub(crate) async fn cluster(args: &Args) -> Result<()> {
     ensure!(args.rounds >= 3, "--rounds must be at least 3, or the median means nothing");
     ensure!((1..=60).contains(&args.seconds), "--seconds must be in 1..=60");
     crate::tools::prepare()?;
-    let program = binary::build(&args.profile)?;
+    let program = args.program.get()?;
     let redis = Redis::start().await?;
     let fsync = Cluster::start_program(&program, Shape::default()).await?;
     let memory =
@@ -150,8 +151,8 @@ fn rows() -> impl Iterator<Item = (u32, &'static str)> {
 fn print_table(subjects: &[Subject], cells: &mut [Vec<Cell>], args: &Args) {
     println!(
         "\n{KEYS} keys, 3-byte values, {CONNECTIONS} connections, median of {} interleaved rounds [ratio to Redis] \
-         (lowest–highest), p50 / p99 in ms; profile {}\n",
-        args.rounds, args.profile
+         (lowest–highest), p50 / p99 in ms; {}\n",
+        args.rounds, args.program
     );
     print!("| |");
     subjects.iter().for_each(|subject| print!(" {} |", subject.name));

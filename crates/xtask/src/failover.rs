@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kvorum_testkit::random::Random;
 use kvorum_testkit::workload::{Writers, read_back};
-use kvorum_testkit::{Cluster, Shape, binary};
+use kvorum_testkit::{Cluster, Shape};
 
 use crate::bench::median;
+use crate::tools::Program;
 
 const WRITERS: usize = 8;
 const MEDIAN_BAR: Duration = Duration::from_secs(2);
@@ -25,9 +26,8 @@ pub(crate) struct Args {
     /// Freeze the leader (SIGSTOP) instead of killing it
     #[arg(long)]
     freeze: bool,
-    /// Cargo profile of the program
-    #[arg(long, default_value = "release")]
-    profile: String,
+    #[command(flatten)]
+    program: Program,
 }
 
 /// Measures, prints, judges.
@@ -38,7 +38,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         "quorum-memory" => "quorum-memory",
         other => anyhow::bail!("--durability {other} is not quorum-fsync or quorum-memory"),
     };
-    let program = binary::build(&args.profile)?;
+    let program = args.program.get()?;
     let (mut random, _) = Random::for_run("failover");
     let mut cluster = Cluster::start_program(&program, Shape { durability, ..Shape::default() }).await?;
     let what = if args.freeze { "SIGSTOP" } else { "kill -9" };

@@ -1,10 +1,41 @@
 //! What the tests need besides Rust and a C compiler.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use kvorum_testkit::binary::{target_dir, workspace};
+use kvorum_testkit::binary::{build, target_dir, workspace};
+
+/// Which program is measured.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Program {
+    /// Cargo profile to build the program with
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// Take this program instead of building one
+    #[arg(long, value_name = "FILE")]
+    bin: Option<PathBuf>,
+}
+
+impl Program {
+    /// Builds it if need be.
+    pub(crate) fn get(&self) -> Result<PathBuf> {
+        match &self.bin {
+            Some(program) => program.canonicalize().with_context(|| format!("{}", program.display())),
+            None => build(&self.profile),
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.bin {
+            Some(program) => write!(f, "program {}", program.display()),
+            None => write!(f, "profile {}", self.profile),
+        }
+    }
+}
 
 const PROGRAMS: [&str; 3] = ["redis-server", "redis-cli", "redis-benchmark"];
 const PACKAGES: [&str; 3] = ["redis-server", "redis-tools", "python3-venv"];
