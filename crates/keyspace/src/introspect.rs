@@ -92,7 +92,7 @@ fn info_of(names: Args<'_>, out: &mut dyn Sink) -> Outcome {
     for name in names {
         match find(name) {
             Some(row) => info(row, out),
-            None => out.null_array(),
+            None => out.null(),
         }
     }
     Ok(())
