@@ -240,7 +240,8 @@ impl Tally {
         &mut self.commands[index]
     }
 
-    /// `calls` calls that took `time` together.
+    /// `calls` calls that took `time` together, from when they were sent on their way until their replies were there:
+    /// for a write that is the time of its majority, too.
     pub(crate) fn call(&mut self, command: &'static Command, calls: u64, time: Duration) {
         let count = self.of(command);
         count.calls += calls;

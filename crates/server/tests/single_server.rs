@@ -1,5 +1,7 @@
 //! One server in this process, from its first start to its second, over a real socket.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
+
 use kvorum::{ServeConfig, serve};
 use kvorum_cluster::{Durability, Mode};
 use kvorum_node::{AdminClient, CreateCluster, Node, NodeConfig};

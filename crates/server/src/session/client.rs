@@ -62,6 +62,11 @@ impl Session {
         place: Place<'_>,
         out: &mut RespSink,
     ) -> Result<Next, Error> {
+        // A turn is noted at its end; who lists clients wants to find itself as it is.
+        self.client.update(|profile| {
+            profile.command = command.name;
+            profile.active = Some(Instant::now());
+        });
         match command.subname() {
             "id" => out.int(i64::try_from(self.client.id).unwrap_or(i64::MAX)),
             "getname" if self.name.is_empty() => out.null(),
