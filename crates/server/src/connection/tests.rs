@@ -549,3 +549,115 @@ async fn waiting_for_ever_ends_with_the_client() {
     drop(client);
     until("it is gone", || server.shared.port.clients.len() == 0).await;
 }
+
+/// Numbers from a seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+/// A pipeline against a replica that loses and finds its leader, refuses and forgets at random. Whatever happens:
+/// one reply for each request, writes run in their order and at most once, `+OK` if and only if the write ran or
+/// `UNKNOWN` was said, and a read sees every earlier write of its connection that was acknowledged.
+async fn invariant_order(seed: u64) {
+    const REQUESTS: usize = 120;
+    let mut random = Random(seed);
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    server.shared.port.settings.failover_hold_ms.store(60, Ordering::Relaxed);
+    for _ in 0..40 {
+        replica.expect([match random.below(6) {
+            0 | 1 => Step::NotLeader,
+            2 => Step::Unknown,
+            _ => Step::Run,
+        }]);
+        if random.below(3) == 0 {
+            replica.fail_reads([ReadError::NotLeader]);
+        }
+    }
+    let requests: Vec<String> = (1..=REQUESTS)
+        .map(|n| match random.below(5) {
+            0 => format!("PING {n}\r\n"),
+            1 | 2 => "GET bar\r\n".to_owned(),
+            _ => format!("SET bar {n}\r\n"),
+        })
+        .collect();
+    let (read, mut write) = server.client().await.0.into_split();
+    let mut pieces = Vec::new();
+    let mut rest = &requests[..];
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(rest.len().min(1 + random.below(12) as usize));
+        pieces.push(piece.concat());
+        rest = after;
+    }
+    let elections = replica.clone();
+    let writer = tokio::spawn(async move {
+        let mut term = 1;
+        for piece in pieces {
+            write.write_all(piece.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_micros(200 * random.below(10))).await;
+            term += 1;
+            match random.below(4) {
+                0 => elections.depose(0, term),
+                _ => elections.elect(0, term, 1),
+            }
+        }
+        elections.elect(0, term + 1, 1);
+        write
+    });
+    let mut read = tokio::io::BufReader::new(read);
+    let mut acknowledged = 0;
+    for (n, request) in (1..).zip(&requests) {
+        let reply = tokio::time::timeout(PATIENCE, one_reply(&mut read)).await;
+        let reply = reply.unwrap_or_else(|_| panic!("seed {seed}: no reply to request {n}"));
+        let logged = replica.log().contains(&request.trim().to_owned());
+        match (&request[..4], reply.as_str()) {
+            ("PING", reply) => assert_eq!(reply, n.to_string(), "seed {seed}"),
+            (_, reply) if reply.starts_with("-CLUSTERDOWN") => {
+                assert!(request.starts_with("GET") || !logged, "seed {seed}: a definite error for {request}");
+            }
+            (_, reply) if reply.starts_with("-UNKNOWN") => {}
+            ("SET ", reply) => {
+                assert!(reply == "+OK" && logged, "seed {seed}: {reply} to {request}");
+                acknowledged = n;
+            }
+            (_, reply) => {
+                let seen: u64 = if reply == "$-1" { 0 } else { reply.parse().unwrap() };
+                assert!(seen >= acknowledged && seen <= n, "seed {seed}: read {seen} after {acknowledged}");
+            }
+        }
+    }
+    let numbers: Vec<u64> = replica
+        .log()
+        .iter()
+        .filter_map(|command| command.strip_prefix("SET bar "))
+        .map(|number| number.parse().unwrap())
+        .collect();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "seed {seed}: {numbers:?}");
+    drop(writer.await.unwrap());
+}
+
+/// A line, or the content of a bulk string.
+async fn one_reply(read: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> String {
+    use tokio::io::AsyncBufReadExt;
+    let mut line = String::new();
+    read.read_line(&mut line).await.unwrap();
+    if line.starts_with('$') && line != "$-1\r\n" {
+        line.clear();
+        read.read_line(&mut line).await.unwrap();
+    }
+    line.trim_end().to_owned()
+}
+
+#[tokio::test]
+async fn order_holds_whatever_happens() {
+    for seed in 0..40 {
+        invariant_order(seed).await;
+    }
+}
