@@ -21,7 +21,7 @@ use super::children::{Children, Ended, Output};
 use super::cluster::{self, Overview};
 use super::lock::DirLock;
 use super::plan::{Plan, PlannedServer, Wishes};
-use super::ports;
+use super::ports::{self, PortError};
 use super::signals::StopSignals;
 
 /// How often the servers are asked whether they are ready.
@@ -226,16 +226,13 @@ async fn answers(addr: &str) -> Result<()> {
 }
 
 fn refuse_busy_ports(servers: &[PlannedServer]) -> Result<()> {
-    let busy: Vec<String> = servers
-        .iter()
-        .flat_map(PlannedServer::ports)
-        .filter_map(|port| ports::check_free(SocketAddr::new(PlannedServer::HOST, port)).err())
-        .map(|e| e.to_string())
-        .collect();
+    let addrs =
+        servers.iter().flat_map(PlannedServer::ports).map(|port| SocketAddr::new(PlannedServer::HOST, port));
+    let busy: Vec<PortError> = addrs.filter_map(|addr| ports::check_free(addr).err()).collect();
     if busy.is_empty() {
         return Ok(());
     }
-    bail!("{}; nothing was started (a new directory can have other ports: --base-port)", busy.join(", "))
+    bail!("{}; nothing was started (a new directory can have other ports: --base-port)", ports::joined(busy))
 }
 
 fn how_to_connect(
@@ -261,6 +258,10 @@ fn how_to_connect(
         Mode::Standalone => format!("redis-cli -p {port}"),
     };
     let _ = writeln!(text, "\nKvorum {} is up.\n", env!("CARGO_PKG_VERSION"));
+    let durability = match durability {
+        Durability::None => "durability none".to_owned(),
+        quorum => quorum.to_string(),
+    };
     let _ = writeln!(
         text,
         "  cluster   {}, {}, {durability}, {mode} mode",

@@ -49,6 +49,28 @@ pub(crate) fn check_free(addr: SocketAddr) -> Result<(), PortError> {
     }
 }
 
+/// Several errors in one sentence; the ports that one process holds stand together.
+pub(crate) fn joined(errors: Vec<PortError>) -> String {
+    let mut held: Vec<(Holder, Vec<String>)> = Vec::new();
+    let mut parts = Vec::new();
+    for error in errors {
+        match error {
+            PortError::Busy(addr, Some(holder)) => {
+                match held.iter_mut().find(|(other, _)| *other == holder) {
+                    Some((_, ports)) => ports.push(addr.port().to_string()),
+                    None => held.push((holder, vec![addr.port().to_string()])),
+                }
+            }
+            error => parts.push(error.to_string()),
+        }
+    }
+    parts.extend(held.into_iter().map(|(Holder { pid, program }, ports)| match ports.as_slice() {
+        [port] => format!("port {port} is in use by {program} (pid {pid})"),
+        ports => format!("ports {} are in use by {program} (pid {pid})", ports.join(", ")),
+    }));
+    parts.join("; ")
+}
+
 /// The process whose socket stands in the way of listening on `addr`, where `/proc` tells.
 pub(crate) fn holder_of(addr: SocketAddr) -> Option<Holder> {
     let mut sockets: Vec<Socket> = ["/proc/net/tcp", "/proc/net/tcp6"]
@@ -135,6 +157,18 @@ mod tests {
             assert!(error.starts_with(&format!("port {port} is in use by ")), "{listen}: {error}");
             assert!(error.ends_with(&format!("(pid {me})")), "{listen}: {error}");
         }
+    }
+
+    #[test]
+    fn the_ports_of_one_process_stand_together() {
+        let busy = |port, pid| {
+            let holder = Holder { pid, program: "redis-server".to_owned() };
+            PortError::Busy(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port), Some(holder))
+        };
+        assert_eq!(
+            joined(vec![busy(7100, 1), busy(7101, 2), busy(7102, 1)]),
+            "ports 7100, 7102 are in use by redis-server (pid 1); port 7101 is in use by redis-server (pid 2)"
+        );
     }
 
     #[test]
