@@ -1,6 +1,6 @@
 //! The server in front of the database: listeners, connections, sessions, RESP.
 //!
-//! [`serve`] opens the client ports of a node: one for each shard that has a replica on this server. Bytes of a
+//! [`serve()`] opens the client ports of a node: one for each shard that has a replica on this server. Bytes of a
 //! client become requests (`resp`), requests become batches or are answered by the session (`session`),
 //! batches go where the cluster's view says (`dispatch`), and replies go back in the order of the requests
 //! (`connection`).
