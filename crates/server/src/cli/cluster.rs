@@ -286,10 +286,9 @@ fn say(text: &str) -> Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("writing to standard output")
 }
 
-/// Whether the server at this peer address belongs to a cluster.
-pub(crate) async fn has_cluster(peer: &str) -> Result<bool> {
-    let description = AdminClient::connect(peer).await?.describe().await?;
-    Ok(description.cluster_id.is_some())
+/// Id of the cluster that the server at this peer address belongs to, if it does.
+pub(crate) async fn cluster_of(peer: &str) -> Result<Option<String>> {
+    Ok(AdminClient::connect(peer).await?.describe().await?.cluster_id)
 }
 
 /// Creates a cluster and returns its id.

@@ -114,9 +114,9 @@ async fn watch(
     children: &mut Children,
     output: &Output,
 ) -> Result<std::convert::Infallible> {
-    let exists = Cell::new(false);
+    let exists = Cell::new(plan.cluster_id.is_some());
     let mut up = false;
-    let coming_up = bring_up(plan, servers, &exists, output);
+    let coming_up = bring_up(plan, servers, dir, &exists, output);
     tokio::pin!(coming_up);
     loop {
         tokio::select! {
@@ -133,7 +133,7 @@ async fn watch(
                 }
                 let config = servers[usize::from(server) - 1].config.display();
                 output.print(format!(
-                    "kvorum: server-{server} {how}; the others go on. It comes back with: \
+                    "kvorum: server-{server} {how}; the others go on. To start it again: \
                      {} server --config {config}\n",
                     program()?
                 ));
@@ -146,6 +146,7 @@ async fn watch(
 async fn bring_up(
     plan: &Plan,
     servers: &[PlannedServer],
+    dir: &Path,
     exists: &Cell<bool>,
     output: &Output,
 ) -> Result<Overview> {
@@ -159,26 +160,31 @@ async fn bring_up(
     let peers: Vec<String> = servers.iter().map(PlannedServer::peer_addr).collect();
     while !exists.get() {
         let mut virgin = Vec::new();
+        let mut cluster_id = None;
         for peer in &peers {
-            match cluster::has_cluster(peer).await {
-                Ok(true) => exists.set(true),
-                Ok(false) => virgin.push(peer.clone()),
+            match cluster::cluster_of(peer).await {
+                Ok(Some(id)) => cluster_id = Some(id),
+                Ok(None) => virgin.push(peer.clone()),
                 Err(e) => waiting_for(&format!("{e:#}")),
             }
         }
-        if !exists.get() && virgin.len() == peers.len() {
-            cluster::create(&cluster::Shape {
+        if cluster_id.is_none() && virgin.len() == peers.len() {
+            let shape = cluster::Shape {
                 servers: peers.clone(),
                 shards: plan.shards,
                 replicas: None,
                 durability: plan.durability,
                 mode: plan.mode,
-            })
-            .await
-            .context("creating the cluster")?;
-            exists.set(true);
+            };
+            cluster_id = Some(cluster::create(&shape).await.context("creating the cluster")?);
         }
-        sleep(POLL).await;
+        match cluster_id {
+            Some(id) => {
+                plan.record_cluster(dir, id)?;
+                exists.set(true);
+            }
+            None => sleep(POLL).await,
+        }
     }
     loop {
         match ready(servers, &peers).await {
@@ -243,9 +249,11 @@ fn how_to_connect(
     children: &Children,
 ) -> Result<String> {
     let mut text = String::new();
-    let Plan { servers: n, shards, durability, mode, base_port } = plan;
+    let running = children.running().next().map_or(0, |(number, _)| usize::from(number) - 1);
+    let running = &servers[running];
+    let Plan { servers: n, shards, durability, mode, base_port, .. } = plan;
     let port = match mode {
-        Mode::Cluster => *base_port,
+        Mode::Cluster => running.base_port,
         // A plain Redis client does not follow the leader; it must start there.
         Mode::Standalone => overview
             .shards
@@ -272,7 +280,7 @@ fn how_to_connect(
     if *mode == Mode::Cluster {
         let _ = writeln!(text, "  nodes     {cli} cluster nodes");
     }
-    let _ = writeln!(text, "  status    {} cluster status --server {}", program()?, servers[0].peer_addr());
+    let _ = writeln!(text, "  status    {} cluster status --server {}", program()?, running.peer_addr());
     for shard in &overview.shards {
         let leader = shard.leader_addr().unwrap_or("nobody");
         let followers = shard.follower_addrs().join(" ");

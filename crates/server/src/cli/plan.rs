@@ -18,6 +18,7 @@ use crate::config::{Config, HTTP_PORT_OFFSET, MAX_SHARDS, PEER_PORT_OFFSET, Sett
 /// Servers stand this many ports apart.
 const PORTS_PER_SERVER: u16 = 100;
 const RECORD: &str = "dev.toml";
+const DRAFT: &str = "dev.toml.new";
 const RECORD_HEADER: &str = "# Written by `kvorum dev`: the shape of this playground. It cannot be changed here;\n\
                              # use another directory for another shape.\n";
 
@@ -50,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) durability: Durability,
     /// Redis Cluster or plain Redis.
     pub(crate) mode: Mode,
+    /// Id of the cluster once it was created: from then on it goes on without a server that does not start.
+    pub(crate) cluster_id: Option<String>,
 }
 
 impl Plan {
@@ -87,6 +90,7 @@ impl Plan {
             base_port: wishes.base_port.unwrap_or(7100),
             durability: wishes.durability.unwrap_or(Durability::QuorumFsync),
             mode,
+            cluster_id: None,
         })
     }
 
@@ -141,13 +145,8 @@ impl Plan {
     /// have tuned it; a configuration whose ports no longer fit is an error.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
-        let record = dir.join(RECORD);
-        if !record.exists() {
-            let text = toml::to_string(self).context("writing the playground's record")?;
-            let draft = dir.join("dev.toml.new");
-            std::fs::write(&draft, format!("{RECORD_HEADER}{text}"))
-                .and_then(|()| std::fs::rename(&draft, &record))
-                .with_context(|| format!("{}", record.display()))?;
+        if !dir.join(RECORD).exists() {
+            self.record(dir)?;
         }
         for server in self.servers_in(dir) {
             let folder = server.dir();
@@ -167,6 +166,19 @@ impl Plan {
             );
         }
         Ok(())
+    }
+
+    /// Notes in `dir` that the cluster exists.
+    pub(crate) fn record_cluster(&self, dir: &Path, cluster_id: String) -> Result<()> {
+        Plan { cluster_id: Some(cluster_id), ..self.clone() }.record(dir)
+    }
+
+    fn record(&self, dir: &Path) -> Result<()> {
+        let text = toml::to_string(self).context("writing the playground's record")?;
+        let (record, draft) = (dir.join(RECORD), dir.join(DRAFT));
+        std::fs::write(&draft, format!("{RECORD_HEADER}{text}"))
+            .and_then(|()| std::fs::rename(&draft, &record))
+            .with_context(|| format!("{}", record.display()))
     }
 
     /// The servers, from 1, with their places in `dir`.
@@ -240,7 +252,7 @@ fn is_vacant(dir: &Path) -> io::Result<bool> {
     match std::fs::read_dir(dir) {
         Ok(entries) => {
             for entry in entries {
-                if !["lock", "pid", "dev.toml.new"]
+                if !["lock", "pid", DRAFT]
                     .iter()
                     .any(|ours| entry.as_ref().is_ok_and(|e| e.file_name() == *ours))
                 {
@@ -327,6 +339,18 @@ mod tests {
             let error = settle(dir.path(), wishes).unwrap_err();
             assert!(error.starts_with(start), "{error}");
         }
+    }
+
+    #[test]
+    fn the_cluster_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = settle(dir.path(), Wishes::default()).unwrap();
+        plan.write(dir.path()).unwrap();
+        assert_eq!(settle(dir.path(), Wishes::default()).unwrap().cluster_id, None);
+        plan.record_cluster(dir.path(), "c0ffee".to_owned()).unwrap();
+        plan.write(dir.path()).unwrap();
+        let again = settle(dir.path(), Wishes::default()).unwrap();
+        assert_eq!(again, Plan { cluster_id: Some("c0ffee".to_owned()), ..plan });
     }
 
     #[test]
