@@ -35,7 +35,7 @@ macro_rules! settings {
         #[derive(Clone, PartialEq, Debug, Default, Deserialize, clap::Args)]
         #[serde(deny_unknown_fields, rename_all = "kebab-case")]
         #[command(next_help_heading = "Settings (also in the file, and as KVORUM_<NAME> in the environment)")]
-        pub(crate) struct Settings { $($(#[$doc])* #[arg(long)] pub(crate) $name: Option<$type>,)* }
+        pub(crate) struct Settings { $($(#[$doc])* #[arg(long, value_name = "VALUE")] pub(crate) $name: Option<$type>,)* }
 
         impl Settings {
             /// These settings, and those of `below` where these say nothing.

@@ -147,12 +147,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
                 mode: args.mode,
             };
             let id = runtime.block_on(create(&shape))?;
-            say(&format!(
-                "cluster {id} created: {} servers, {} shards; see `kvorum cluster status --server {}`\n",
-                shape.servers.len(),
-                shape.shards,
-                shape.servers[0]
-            ))
+            say(&format!("cluster {id} created; see `kvorum cluster status --server {}`\n", shape.servers[0]))
         }
         Command::Status(args) => {
             let overview = runtime.block_on(overview(&args.server))?;
