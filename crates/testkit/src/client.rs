@@ -72,8 +72,13 @@ pub struct Client {
     patience: Patience,
     owners: Vec<Option<String>>,
     connections: HashMap<String, Connection>,
+    /// Who did not answer, and when: asked again only later, or when nobody else is left.
+    silent: HashMap<String, Instant>,
     next_seed: usize,
 }
+
+/// For how long an address that did not answer is passed over.
+const PASSED_OVER: Duration = Duration::from_secs(5);
 
 impl Client {
     /// A client that finds the cluster through any of `seeds` (`host:port`). Connects when it needs to.
@@ -85,6 +90,7 @@ impl Client {
             patience: Patience::default(),
             owners: vec![None; SLOTS.into()],
             connections: HashMap::new(),
+            silent: HashMap::new(),
             next_seed: 0,
         }
     }
@@ -93,6 +99,11 @@ impl Client {
     pub fn with_patience(mut self, patience: Patience) -> Client {
         self.patience = patience;
         self
+    }
+
+    /// How long it waits.
+    pub fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// Runs a command whose first key is its second word; a command without one goes to any server.
@@ -112,6 +123,7 @@ impl Client {
             let moved = why.strip_prefix("MOVED ").and_then(|rest| rest.split_once(' '));
             if let Some((moved_slot, to)) = moved {
                 if moved_slot.parse() == Ok(slot) && to != addr {
+                    self.learn(&addr).await;
                     self.owners[slot] = Some(to.to_owned());
                     if Instant::now() < deadline {
                         continue;
@@ -152,12 +164,34 @@ impl Client {
         }
     }
 
+    /// Asks who redirected us for the whole map, as every cluster client does: where one slot has moved, others have.
+    async fn learn(&mut self, addr: &str) {
+        let Some(connection) = self.connections.get_mut(addr) else { return };
+        match cluster_slots(connection).await {
+            Ok(ranges) => {
+                for range in ranges {
+                    let slots = usize::from(range.first)..=usize::from(range.last);
+                    self.owners[slots].fill(Some(range.leader));
+                }
+            }
+            // The redirect alone is enough to go on; this connection is not.
+            Err(_) => drop(self.connections.remove(addr)),
+        }
+    }
+
     fn forget(&mut self, addr: &str) {
+        self.silent.insert(addr.to_owned(), Instant::now());
         self.owners.iter_mut().filter(|owner| owner.as_deref() == Some(addr)).for_each(|owner| *owner = None);
     }
 
     fn any_seed(&mut self) -> String {
-        self.next_seed = (self.next_seed + 1) % self.seeds.len();
+        self.silent.retain(|_, since| since.elapsed() < PASSED_OVER);
+        for _ in 0..self.seeds.len() {
+            self.next_seed = (self.next_seed + 1) % self.seeds.len();
+            if !self.silent.contains_key(&self.seeds[self.next_seed]) {
+                break;
+            }
+        }
         self.seeds[self.next_seed].clone()
     }
 }
@@ -250,10 +284,14 @@ mod tests {
     async fn moved_is_followed_and_remembered() {
         let slot = slot_of(b"k");
         let right = server(vec!["+OK\r\n".to_owned(), "$1\r\nv\r\n".to_owned()]).await;
-        let wrong = server(vec![format!("-MOVED {slot} {right}\r\n")]).await;
+        let port = right.rsplit_once(':').unwrap().1;
+        let map = format!("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:{port}\r\n");
+        let wrong = server(vec![format!("-MOVED {slot} {right}\r\n"), map]).await;
         let mut client = Client::new([wrong]);
         assert_eq!(client.call(&["SET", "k", "v"]).await, Outcome::Ok(Value::ok()));
-        assert_eq!(client.call(&["GET", "k"]).await, Outcome::Ok(Value::bulk("v")));
+        // A key of another slot goes there without a detour: the whole map was learnt.
+        assert_ne!(slot_of(b"other"), slot);
+        assert_eq!(client.call(&["GET", "other"]).await, Outcome::Ok(Value::bulk("v")));
     }
 
     #[tokio::test]

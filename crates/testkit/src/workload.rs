@@ -116,9 +116,9 @@ async fn write_until(
     name: &str,
     wanted: impl Fn(u16) -> bool,
 ) -> Ledger {
-    // A writer should notice soon that it is told to stop, even when nobody answers.
-    let mut client =
-        client.with_patience(Patience { reply: Duration::from_secs(8), command: Duration::from_millis(500) });
+    // A writer should notice soon that it is told to stop, even when it is refused again and again.
+    let patience = Patience { command: Duration::from_millis(500), ..client.patience() };
+    let mut client = client.with_patience(patience);
     let mut ledger = Ledger::default();
     let mut made = 0;
     let mut fresh = || {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kvorum_testkit::client::Patience;
 use kvorum_testkit::random::Random;
 use kvorum_testkit::workload::{Writers, read_back};
 use kvorum_testkit::{Cluster, Shape};
@@ -12,6 +13,8 @@ use crate::tools::Program;
 
 const WRITERS: usize = 8;
 const MEDIAN_BAR: Duration = Duration::from_secs(2);
+/// How long writers wait for a reply when a server is frozen; part of the pause that is measured then.
+const FROZEN_REPLY: Duration = Duration::from_millis(500);
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Arguments of `cargo xtask failover`.
@@ -51,8 +54,13 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         let (leader, slots) = (cluster.leader(shard).await?, cluster.slots_of(shard).await?);
         let victim = cluster.server_of(&leader);
         let in_shard = move |slot| slots.iter().any(|&(first, last)| (first..=last).contains(&slot));
-        let writers =
-            Writers::start_in(&format!("failover{n}"), WRITERS, || cluster.client(), &mut random, in_shard);
+        // A frozen server answers nothing: only a client's own time-out gets it away from there.
+        let patience = match args.freeze {
+            true => Patience { reply: FROZEN_REPLY, ..Patience::default() },
+            false => Patience::default(),
+        };
+        let client = || cluster.client().with_patience(patience);
+        let writers = Writers::start_in(&format!("failover{n}"), WRITERS, client, &mut random, in_shard);
         writers.progress(1000, LIMIT).await;
         let killed_at = Instant::now();
         if args.freeze {
