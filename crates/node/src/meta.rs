@@ -89,11 +89,22 @@ pub(crate) async fn lead(
     };
     for command in commands {
         match propose(group, &command).await {
-            Ok(()) => info!(?command, "meta command applied"),
+            Ok(()) => info!(command = name(&command), "meta command applied"),
             Err(error) => {
-                warn!(?error, "meta command not applied");
+                warn!(%error, command = name(&command), "meta command not applied");
                 return;
             }
         }
+    }
+}
+
+/// What a log line says of a command: not its content, for a creation holds the cluster's secret hash seed.
+fn name(command: &MetaCommand) -> String {
+    match command {
+        MetaCommand::Create(create) => format!("create cluster {}", create.cluster_id),
+        MetaCommand::ServerUp { server, up } => {
+            format!("server {server} is {}", if *up { "up" } else { "down" })
+        }
+        MetaCommand::ServerAddress { server, .. } => format!("server {server} moved"),
     }
 }

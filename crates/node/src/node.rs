@@ -36,6 +36,9 @@ const DOWN_AFTER: Duration = Duration::from_secs(2);
 /// The server that should found a group has this long before the others do it in its place.
 const FOUNDER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Between two attempts to hand a leadership over.
+const HANDOVER_PAUSE: Duration = Duration::from_millis(20);
+
 /// At shutdown a shard's leadership has this long to move to another server.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -242,6 +245,7 @@ impl Node {
     /// by then are answered as unknown.
     pub async fn shutdown(&self) {
         let Some(runtime) = self.0.runtime.lock().take() else { return };
+        self.hand_over().await;
         let node = self.clone();
         let stopped = self.0.handle.spawn(async move { node.stop().await });
         if let Err(error) = stopped.await {
@@ -250,9 +254,43 @@ impl Node {
         runtime.shutdown_background();
     }
 
+    /// Moves the leaderships of this server to others, as far as others can take them; bounded in time.
+    pub async fn hand_over(&self) {
+        let node = self.clone();
+        let handed_over = self.0.handle.spawn(async move {
+            let shards: Vec<Shard> = node.0.shards.borrow().values().cloned().collect();
+            futures::future::join_all(shards.iter().map(|shard| node.hand_over_shard(shard))).await;
+        });
+        if let Err(error) = handed_over.await {
+            error!(%error, "handing leaderships over failed");
+        }
+    }
+
+    /// Moves a shard's leadership to the follower that has most of the log, if this replica leads.
+    async fn hand_over_shard(&self, shard: &Shard) {
+        let silent_after = Duration::from_millis(self.0.config.timing.election_max_ms);
+        let deadline = Instant::now() + HANDOVER_PATIENCE;
+        while Instant::now() < deadline {
+            let status = shard.status();
+            let me = shard.replica().0;
+            if status.leader != Some(me) {
+                return;
+            }
+            let heard = |replica: &u64| {
+                let server = status.members.get(replica).map(|member| ServerId(member.server));
+                *replica != me && server.is_some_and(|server| self.heard_within(server, silent_after))
+            };
+            let candidates = status.voters.iter().copied().filter(heard);
+            let Some(target) = candidates.max_by_key(|replica| status.matched.get(replica)) else { return };
+            match shard.group().transfer_leader(target).await {
+                Ok(()) => info!(shard = shard.id().0, target, "leadership handed over"),
+                Err(error) => warn!(shard = shard.id().0, target, %error, "cannot hand leadership over"),
+            }
+            tokio::time::sleep(HANDOVER_PAUSE).await;
+        }
+    }
+
     async fn stop(&self) {
-        let shards: Vec<Shard> = self.0.shards.borrow().values().cloned().collect();
-        futures::future::join_all(shards.iter().map(hand_over)).await;
         for task in self.0.tasks.lock().drain(..) {
             task.abort();
         }
@@ -523,31 +561,5 @@ async fn follow_leader(shard: Shard, views: Arc<Views>) {
         if statuses.changed().await.is_err() {
             return;
         }
-    }
-}
-
-/// Moves a shard's leadership to the follower that has most of the log, if this replica leads.
-async fn hand_over(shard: &Shard) {
-    let deadline = Instant::now() + HANDOVER_PATIENCE;
-    while Instant::now() < deadline {
-        let status = shard.status();
-        if status.leader != Some(shard.replica().0) {
-            return;
-        }
-        let me = shard.replica().0;
-        let Some(target) = status
-            .voters
-            .iter()
-            .copied()
-            .filter(|&replica| replica != me)
-            .max_by_key(|replica| status.matched.get(replica))
-        else {
-            return;
-        };
-        match shard.group().transfer_leader(target).await {
-            Ok(()) => info!(shard = shard.id().0, target, "leadership handed over"),
-            Err(error) => warn!(shard = shard.id().0, target, %error, "cannot hand leadership over"),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

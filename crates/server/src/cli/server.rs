@@ -91,8 +91,13 @@ async fn serve(config: Config) -> Result<()> {
     let stopped = async {
         // Without clients there is nothing to finish, and a future that has ended is not polled again.
         if failure.is_none() {
+            // Leaders go first, while clients are still served: they are redirected instead of cut off.
+            let ended = tokio::select! {
+                () = node.hand_over() => false,
+                _ = &mut clients => true,
+            };
             drop(finish);
-            if let Err(e) = clients.await {
+            if !ended && let Err(e) = clients.as_mut().await {
                 warn!(error = %e, "the client ports did not close in order");
             }
         }
