@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 /// What a register operation does. Values of one key are written once each.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Action {
-    /// Read the register; the result is in [`Operation::result`].
+    /// Read the register; its [`Ending`] holds the result.
     Read,
     /// Write this value.
     Write(u64),
