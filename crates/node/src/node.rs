@@ -543,6 +543,11 @@ async fn follow_leader(shard: Shard, views: Arc<Views>) {
     loop {
         let status = statuses.borrow_and_update().clone();
         let me = shard.replica();
+        if let Some(reason) = &status.failed {
+            // The others elect a leader without it; their announcements tell who.
+            error!(shard = shard.id().0, replica = me.0, reason, "replica stopped for good");
+            return;
+        }
         match status.leader {
             // A leader is announced only once it can serve.
             Some(leader) if leader == me.0 => {
