@@ -78,6 +78,12 @@ const CLOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// A round to the majority takes no longer, or there is none.
 const ROUND_PATIENCE: Duration = Duration::from_secs(1);
 
+/// A replica that never heard from its leader since its start makes stale reads wait this long for that.
+const FIRST_ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often such a read looks.
+const FIRST_ANSWER_PAUSE: Duration = Duration::from_millis(10);
+
 /// How often WAIT looks at what the followers have.
 const WAIT_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -188,16 +194,27 @@ impl Shard {
     /// When the batch holds a write.
     pub async fn read_stale(&self, batch: &Batch, out: &mut dyn ReplySink) -> Result<(), ReadError> {
         assert_eq!(batch.writes(), 0, "reads only");
-        let applied = self.0.group.status().borrow().applied;
-        let leads = self.0.group.lease().is_ok();
-        let fresh =
-            leads || self.0.freshness.lock().age(applied).is_some_and(|age| age <= self.0.stale_bound);
-        if !self.0.replica.is_configured() || !fresh {
-            return Err(ReadError::TooStale);
-        }
+        self.confirm_freshness().await?;
         let read = self.0.replica.read(batch, 0, |machine| machine.clock_ms(), out);
         debug_assert!(read.is_ok(), "a read at the log's own clock waits for nothing");
         Ok(())
+    }
+
+    /// A replica that has just started has not asked its leader yet; it is given a moment for that.
+    async fn confirm_freshness(&self) -> Result<(), ReadError> {
+        let deadline = Instant::now() + FIRST_ANSWER_PATIENCE;
+        loop {
+            let applied = self.0.group.status().borrow().applied;
+            let age = self.0.freshness.lock().age(applied);
+            let fresh = self.0.group.lease().is_ok() || age.is_some_and(|age| age <= self.0.stale_bound);
+            if fresh && self.0.replica.is_configured() {
+                return Ok(());
+            }
+            if age.is_some() || Instant::now() >= deadline {
+                return Err(ReadError::TooStale);
+            }
+            tokio::time::sleep(FIRST_ANSWER_PAUSE).await;
+        }
     }
 
     /// Takes a batch through the log. Its writes are acknowledged by their replies once a majority has them;
@@ -286,8 +303,10 @@ mod tests {
         freshness.learn(at(3), 30, 25);
         assert_eq!(freshness.had, Some(at(2)), "it has entry 20 by now");
         assert!(freshness.age(30).is_some());
-        assert_eq!(freshness.had, Some(at(2)), "entry 30 was not remembered while 20 was awaited");
-        freshness.learn(at(4), 30, 30);
-        assert_eq!(freshness.had, Some(at(4)));
+        assert_eq!(freshness.had, Some(at(3)), "it was told of entry 30 and has it by now");
+        freshness.learn(at(4), 40, 30);
+        freshness.learn(at(5), 50, 30);
+        assert!(freshness.age(50).is_some());
+        assert_eq!(freshness.had, Some(at(4)), "one question is remembered, the oldest");
     }
 }
