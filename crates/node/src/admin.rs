@@ -1,7 +1,7 @@
 //! Administration over the peer port: forming a cluster, showing it, telling each other who leads.
 
 use crate::config::NodeConfig;
-use crate::identity::{Membership, MetaMember};
+use crate::identity::{Membership, MetaMember, random_hex};
 use crate::node::Node;
 use kvorum_cluster::{Create, Durability, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId};
 use kvorum_proto::admin::admin_server::{Admin, AdminServer};
@@ -292,7 +292,7 @@ impl AdminService {
         if request.servers.is_empty() {
             return Err("a cluster needs at least one server".to_owned());
         }
-        let cluster_id = hex(&rand::random::<[u8; 16]>());
+        let cluster_id = random_hex::<16>();
         let mut clients = Vec::new();
         let mut servers = Vec::new();
         let mut meta_members = Vec::new();
@@ -420,10 +420,6 @@ fn role_name(role: Role) -> &'static str {
         Role::Candidate => "candidate",
         Role::Learner => "learner",
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Node {

@@ -106,7 +106,7 @@ impl Identity {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir_all(wal_dir).map_err(io(wal_dir))?;
-                let identity = Identity { format: FORMAT, server_hex: random_hex(), cluster: None };
+                let identity = Identity { format: FORMAT, server_hex: random_hex::<20>(), cluster: None };
                 // The owner file first: an identity without its log's mark would read as a lost log.
                 write_durably(&owner_path, identity.server_hex.as_bytes()).map_err(io(&owner_path))?;
                 identity.save(dir)?;
@@ -124,8 +124,9 @@ impl Identity {
     }
 }
 
-fn random_hex() -> String {
-    let bytes: [u8; 20] = rand::random();
+/// An id of `BYTES` random bytes, in hex.
+pub(crate) fn random_hex<const BYTES: usize>() -> String {
+    let bytes: [u8; BYTES] = std::array::from_fn(|_| rand::random());
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

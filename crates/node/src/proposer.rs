@@ -135,12 +135,12 @@ impl Proposer {
                     }
                 }
                 _ = due.tick() => {
-                    if !may_tick {
-                    } else if let Some(configure) = self.missing_configuration() {
+                    let missing = if may_tick { self.missing_configuration() } else { None };
+                    if let Some(configure) = missing {
                         tick_in_flight = true;
                         info!(shard = configure.shard.0, "configuring a new shard");
                         self.propose_own(&mut in_flight, |builder| _ = builder.configure(&configure)).await;
-                    } else if self.is_due() {
+                    } else if may_tick && self.is_due() {
                         tick_in_flight = true;
                         self.propose_own(&mut in_flight, |builder| _ = builder.tick(TICK_LIMIT)).await;
                     }
