@@ -9,12 +9,16 @@ use std::{
     fmt,
     future::Future,
     ops::{Add, AddAssign, Sub, SubAssign},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use futures::future::Either;
-use tokio::task::futures::TaskLocalFuture;
+use parking_lot::Mutex;
+use tokio::task::{AbortHandle, JoinHandle, futures::TaskLocalFuture};
 
 /// A clock that never goes back.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
@@ -69,6 +73,10 @@ pub struct Environment {
 struct Simulated {
     clock: Arc<dyn Clock>,
     seed: u64,
+    /// State of [`Environment::draw`].
+    drawn: AtomicU64,
+    /// What was spawned and may still run; `None` once the process was killed.
+    tasks: Mutex<Option<Vec<AbortHandle>>>,
 }
 
 impl Environment {
@@ -79,7 +87,46 @@ impl Environment {
 
     /// Time from `clock`, all randomness derived from `seed`.
     pub fn simulated(clock: Arc<dyn Clock>, seed: u64) -> Environment {
-        Environment { simulated: Some(Arc::new(Simulated { clock, seed })) }
+        let simulated = Simulated {
+            clock,
+            seed,
+            drawn: AtomicU64::new(mix(seed, DRAW)),
+            tasks: Mutex::new(Some(Vec::new())),
+        };
+        Environment { simulated: Some(Arc::new(simulated)) }
+    }
+
+    /// Whether time and randomness are injected: nothing may start a thread or look at the machine then.
+    pub fn is_simulated(&self) -> bool {
+        self.simulated.is_some()
+    }
+
+    /// A number for one use: an id, a seed, a jitter. Entropy, or the next of the seed's sequence.
+    pub fn draw(&self) -> u64 {
+        match &self.simulated {
+            None => rand::random(),
+            Some(simulated) => mix(simulated.drawn.fetch_add(ADVANCE, Ordering::Relaxed), DRAW),
+        }
+    }
+
+    /// Starts a task that ends with the process: [`Environment::kill`] ends it in a simulation.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        match &self.simulated {
+            None => tokio::spawn(future),
+            Some(simulated) => simulated.spawn(future),
+        }
+    }
+
+    /// The simulated process is gone, from one moment to the next: every task of it ends where it waits, and none starts any
+    /// more. Does nothing to a real process.
+    pub fn kill(&self) {
+        if let Some(simulated) = &self.simulated {
+            let tasks = simulated.tasks.lock().take();
+            tasks.into_iter().flatten().for_each(|task| task.abort());
+        }
     }
 
     /// What the clock shows.
@@ -98,7 +145,7 @@ impl Environment {
             None => Either::Right(future),
             Some(simulated) => {
                 let seed = mix(simulated.seed, salt);
-                let scope = Scope { clock: simulated.clock.clone(), seed: Cell::new(seed) };
+                let scope = Scope { simulated: simulated.clone(), seed: Cell::new(seed) };
                 Either::Left(SCOPE.scope(scope, future))
             }
         }
@@ -111,14 +158,34 @@ tokio::task_local! {
 
 /// The simulated environment of the running task.
 pub(crate) struct Scope {
-    clock: Arc<dyn Clock>,
+    simulated: Arc<Simulated>,
     seed: Cell<u64>,
+}
+
+impl Simulated {
+    /// Tasks that ended are forgotten whenever the list has doubled.
+    fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let task = tokio::spawn(future);
+        match &mut *self.tasks.lock() {
+            Some(tasks) => {
+                if tasks.len() == tasks.capacity() {
+                    tasks.retain(|task| !task.is_finished());
+                }
+                tasks.push(task.abort_handle());
+            }
+            None => task.abort(),
+        }
+        task
+    }
 }
 
 impl Scope {
     /// What the running task's clock shows.
     pub(crate) fn now() -> Duration {
-        SCOPE.try_with(|scope| scope.clock.now()).unwrap_or_else(|_| BootClock.now())
+        SCOPE.try_with(|scope| scope.simulated.clock.now()).unwrap_or_else(|_| BootClock.now())
     }
 
     /// A seed for one use: the next of the running task's sequence, or entropy outside a simulation.
@@ -132,11 +199,24 @@ impl Scope {
     pub(crate) fn inherit<F: Future>(future: F) -> Either<TaskLocalFuture<Scope, F>, F> {
         let child = SCOPE.try_with(|scope| {
             let seed = scope.seed.replace(mix(scope.seed.get(), ADVANCE));
-            Scope { clock: scope.clock.clone(), seed: Cell::new(mix(seed, FORK)) }
+            Scope { simulated: scope.simulated.clone(), seed: Cell::new(mix(seed, FORK)) }
         });
         match child {
             Ok(child) => Either::Left(SCOPE.scope(child, future)),
             Err(_) => Either::Right(future),
+        }
+    }
+
+    /// Starts a task of the running task's process, in a scope that derives from its own.
+    pub(crate) fn spawn<F>(future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let simulated = SCOPE.try_with(|scope| scope.simulated.clone()).ok();
+        let future = Scope::inherit(future);
+        match simulated {
+            None => tokio::spawn(future),
+            Some(simulated) => simulated.spawn(future),
         }
     }
 }
@@ -144,6 +224,7 @@ impl Scope {
 /// Two different constants, so that a child's sequence leaves its parent's at every fork.
 const ADVANCE: u64 = 0x6a09_e667_f3bc_c908;
 const FORK: u64 = 0x9e37_79b9_7f4a_7c15;
+const DRAW: u64 = 0xbb67_ae85_84ca_a73b;
 
 /// SplitMix64's mixer.
 fn mix(seed: u64, gamma: u64) -> u64 {

@@ -246,7 +246,7 @@ impl Group {
         let mut watcher = Watcher::new(me, lease.clone(), &raft, last_at_start);
         watcher.look();
         let status = watcher.status.subscribe();
-        let watching = tokio::spawn(watcher.run()).abort_handle();
+        let watching = environment.spawn(watcher.run()).abort_handle();
         let tasks = Mutex::new(vec![watching]);
         let shared = Shared { id, me, raft, log, lease, status, environment, timing, inbound, tasks };
         Group { shared: Arc::new(shared) }

@@ -163,7 +163,8 @@ impl Host {
         // A caller that goes away while the group opens must not leave half of it behind.
         let host = self.clone();
         let salt = group.0.rotate_left(32) ^ me;
-        let opening = tokio::spawn(self.shared.environment.run(salt, async move {
+        let environment = &self.shared.environment;
+        let opening = environment.spawn(environment.run(salt, async move {
             let opened = host.open_replica(group, me, machine).await;
             host.shared.opening.lock().retain(|other| *other != group);
             opened

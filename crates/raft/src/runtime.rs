@@ -34,7 +34,7 @@ impl AsyncRuntime for Runtime {
         T: Future + Send + 'static,
         T::Output: Send + 'static,
     {
-        tokio::spawn(Scope::inherit(future))
+        Scope::spawn(future)
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
