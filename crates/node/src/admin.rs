@@ -1,15 +1,16 @@
 //! Administration over the peer port: forming a cluster, showing it, telling each other who leads.
 
 use crate::config::NodeConfig;
+use crate::contact::{Answer, Call};
 use crate::identity::{Membership, MetaMember, random_hex};
 use crate::node::Node;
 use kvorum_cluster::{Create, Durability, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId};
 use kvorum_proto::admin::admin_server::{Admin, AdminServer};
 use kvorum_proto::admin::{self as rpc, admin_client};
-use kvorum_raft::Role;
+use kvorum_raft::{Environment, Role};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
@@ -160,7 +161,7 @@ pub struct AdminClient {
     client: admin_client::AdminClient<Channel>,
 }
 
-fn endpoint(addr: &str) -> Result<Endpoint, AdminError> {
+pub(crate) fn endpoint(addr: &str) -> Result<Endpoint, AdminError> {
     let endpoint = Endpoint::from_shared(format!("http://{addr}"))
         .map_err(|_| AdminError::Address { addr: addr.to_owned() })?;
     Ok(endpoint.connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT).tcp_nodelay(true))
@@ -259,6 +260,13 @@ impl AdminClient {
     }
 }
 
+fn hash_seed(environment: &Environment) -> [u8; 16] {
+    let mut seed = [0; 16];
+    seed[..8].copy_from_slice(&environment.draw().to_le_bytes());
+    seed[8..].copy_from_slice(&environment.draw().to_le_bytes());
+    seed
+}
+
 /// The innermost reason of a chain of errors: "connection refused" rather than "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
@@ -292,7 +300,7 @@ impl AdminService {
         if request.servers.is_empty() {
             return Err("a cluster needs at least one server".to_owned());
         }
-        let cluster_id = random_hex::<16>();
+        let cluster_id = random_hex::<16>(self.node.environment());
         let mut clients = Vec::new();
         let mut servers = Vec::new();
         let mut meta_members = Vec::new();
@@ -326,8 +334,8 @@ impl AdminService {
             mode,
             durability,
             databases: small(request.databases, "databases")?,
-            hash_seed: rand::random(),
-            id_seed: rand::random(),
+            hash_seed: hash_seed(self.node.environment()),
+            id_seed: self.node.environment().draw(),
         });
         // What every server would refuse is refused before any server is changed.
         MetaMachine::new().apply(0, &create.encode()).map_err(|refusal| refusal.to_string())?;
@@ -467,7 +475,7 @@ impl Node {
     }
 
     /// Learns who leads from another server. `asked`: when the question left that this is the answer to.
-    fn learn_leaders(&self, leaders: &[rpc::ShardLeader], asked: Option<Instant>) {
+    fn learn_leaders(&self, leaders: &[rpc::ShardLeader], asked: Option<Duration>) {
         for leader in leaders {
             let Ok(shard) = u16::try_from(leader.shard) else { continue };
             let id = ShardId(shard);
@@ -476,6 +484,25 @@ impl Node {
                 shard.leader_had(asked, index);
             }
         }
+    }
+
+    /// Answers what another server asks through its [`Contact`](crate::Contact).
+    ///
+    /// # Errors
+    /// The reason for the other server's log.
+    pub async fn answer(&self, call: Call) -> Result<Answer, String> {
+        match call {
+            Call::Announce(request) => self.answer_announce(&request).map(Answer::Announce),
+        }
+    }
+
+    fn answer_announce(&self, request: &rpc::AnnounceRequest) -> Result<rpc::AnnounceReply, String> {
+        if self.cluster_id().as_deref() != Some(&*request.cluster_id) {
+            return Err("another cluster".to_owned());
+        }
+        self.hear(ServerId(request.from_server));
+        self.learn_leaders(&request.leaders, None);
+        Ok(rpc::AnnounceReply { leaders: self.leaders() })
     }
 
     fn cluster_id(&self) -> Option<String> {
@@ -548,13 +575,8 @@ impl Admin for AdminService {
         &self,
         request: Request<rpc::AnnounceRequest>,
     ) -> Result<Response<rpc::AnnounceReply>, Status> {
-        let request = request.into_inner();
-        if self.node.cluster_id().as_deref() != Some(&*request.cluster_id) {
-            return Err(Status::failed_precondition("another cluster"));
-        }
-        self.node.hear(ServerId(request.from_server));
-        self.node.learn_leaders(&request.leaders, None);
-        Ok(Response::new(rpc::AnnounceReply { leaders: self.node.leaders() }))
+        let reply = self.node.answer_announce(&request.into_inner());
+        Ok(Response::new(reply.map_err(Status::failed_precondition)?))
     }
 
     async fn transfer(
@@ -581,7 +603,8 @@ impl Announcer {
     pub(crate) fn start(node: Node, me: ServerId, to: ServerId, addr: String) -> Announcer {
         let (addr, addrs) = watch::channel(addr);
         let wanted = Arc::new(Notify::new());
-        tokio::spawn(Announcer::run(node, (me, to), addrs, Arc::clone(&wanted)));
+        let environment = node.environment().clone();
+        environment.spawn(Announcer::run(node, (me, to), addrs, Arc::clone(&wanted)));
         Announcer { addr, wanted }
     }
 
@@ -600,35 +623,32 @@ impl Announcer {
     async fn run(
         node: Node,
         (me, to): (ServerId, ServerId),
-        mut addrs: watch::Receiver<String>,
+        addrs: watch::Receiver<String>,
         wanted: Arc<Notify>,
     ) {
-        let mut channel: Option<Channel> = None;
         loop {
-            tokio::select! {
-                () = wanted.notified() => {}
-                changed = addrs.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    channel = None;
-                }
+            wanted.notified().await;
+            if addrs.has_changed().is_err() {
+                return;
             }
-            if channel.is_none() {
-                channel = endpoint(&addrs.borrow_and_update()).ok().map(|endpoint| endpoint.connect_lazy());
-            }
-            let (Some(channel), Some(cluster_id)) = (&channel, node.cluster_id()) else { continue };
-            let mut client = admin_client::AdminClient::new(channel.clone());
+            let addr = addrs.borrow().clone();
+            let Some(cluster_id) = node.cluster_id() else { continue };
             let request = rpc::AnnounceRequest { leaders: node.leaders(), from_server: me.0, cluster_id };
-            let asked = Instant::now();
-            match tokio::time::timeout(ANNOUNCE_TIMEOUT, client.announce(request)).await {
-                Ok(Ok(reply)) => {
+            let asked = node.now();
+            match node.contact().call(to, &addr, Call::Announce(request), ANNOUNCE_TIMEOUT).await {
+                Ok(Answer::Announce(reply)) => {
                     node.hear(to);
-                    node.learn_leaders(&reply.into_inner().leaders, Some(asked));
+                    node.learn_leaders(&reply.leaders, Some(asked));
                 }
-                Ok(Err(status)) => debug!(to = to.0, %status, "announcement refused"),
-                Err(_) => debug!(to = to.0, "announcement timed out"),
+                Err(error) => debug!(to = to.0, error, "announcement not answered"),
             }
         }
+    }
+}
+
+impl Drop for Announcer {
+    /// Wakes the task, which finds that its addresses come from nowhere any more.
+    fn drop(&mut self) {
+        self.wanted.notify_one();
     }
 }

@@ -1,9 +1,10 @@
 //! Who this server is: a small file of its own (`identity.json`), written before anything else of the server
 //! and never derived from its log. See docs/data-on-disk.md, "Identity".
 
+use kvorum_raft::Environment;
+use kvorum_raft::disk::Disk;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 const FILE: &str = "identity.json";
@@ -76,14 +77,19 @@ pub enum IdentityError {
 impl Identity {
     /// Reads the identity in `dir`, or makes a new virgin one. `wal_dir` carries the identity too, in a file
     /// named `owner`: when the identity is older than its log, the log was lost.
-    pub(crate) fn load(dir: &Path, wal_dir: &Path) -> Result<Identity, IdentityError> {
+    pub(crate) fn load(
+        disk: &dyn Disk,
+        dir: &Path,
+        wal_dir: &Path,
+        environment: &Environment,
+    ) -> Result<Identity, IdentityError> {
         let path = dir.join(FILE);
         let owner_path = wal_dir.join("owner");
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| IdentityError::Io { path, source }
         };
-        match fs::read(&path) {
+        match read(disk, &path) {
             Ok(bytes) => {
                 let damaged = |reason: String| IdentityError::Damaged { path: path.clone(), reason };
                 let identity: Identity =
@@ -91,11 +97,15 @@ impl Identity {
                 if identity.format != FORMAT {
                     return Err(damaged(format!("format {} is not {FORMAT}", identity.format)));
                 }
-                match fs::read_to_string(&owner_path) {
-                    Ok(owner) if owner == identity.server_hex => Ok(identity),
+                match read(disk, &owner_path) {
+                    Ok(owner) if owner == identity.server_hex.as_bytes() => Ok(identity),
                     Ok(owner) => Err(IdentityError::Damaged {
                         path: owner_path,
-                        reason: format!("the log belongs to server {owner}, not {}", identity.server_hex),
+                        reason: format!(
+                            "the log belongs to server {}, not {}",
+                            String::from_utf8_lossy(&owner),
+                            identity.server_hex
+                        ),
                     }),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => Err(IdentityError::LogGone {
                         path: wal_dir.to_owned(),
@@ -105,11 +115,12 @@ impl Identity {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(wal_dir).map_err(io(wal_dir))?;
-                let identity = Identity { format: FORMAT, server_hex: random_hex::<20>(), cluster: None };
+                disk.create_dir_all(wal_dir).map_err(io(wal_dir))?;
+                let identity =
+                    Identity { format: FORMAT, server_hex: random_hex::<20>(environment), cluster: None };
                 // The owner file first: an identity without its log's mark would read as a lost log.
-                write_durably(&owner_path, identity.server_hex.as_bytes()).map_err(io(&owner_path))?;
-                identity.save(dir)?;
+                write_durably(disk, &owner_path, identity.server_hex.as_bytes()).map_err(io(&owner_path))?;
+                identity.save(disk, dir)?;
                 Ok(identity)
             }
             Err(error) => Err(io(&path)(error)),
@@ -117,65 +128,80 @@ impl Identity {
     }
 
     /// Replaces the file in `dir`, atomically and durably.
-    pub(crate) fn save(&self, dir: &Path) -> Result<(), IdentityError> {
+    pub(crate) fn save(&self, disk: &dyn Disk, dir: &Path) -> Result<(), IdentityError> {
         let path = dir.join(FILE);
         let bytes = serde_json::to_vec_pretty(self).expect("an identity is plain data");
-        write_durably(&path, &bytes).map_err(|source| IdentityError::Io { path, source })
+        write_durably(disk, &path, &bytes).map_err(|source| IdentityError::Io { path, source })
     }
 }
 
 /// An id of `BYTES` random bytes, in hex.
-pub(crate) fn random_hex<const BYTES: usize>() -> String {
-    let bytes: [u8; BYTES] = std::array::from_fn(|_| rand::random());
+pub(crate) fn random_hex<const BYTES: usize>(environment: &Environment) -> String {
+    let bytes: [u8; BYTES] = std::array::from_fn(|_| environment.draw() as u8);
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes beside, syncs, renames over, syncs the folder.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_durably(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("tmp");
-    let mut file = File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
+    match disk.remove(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    let file = disk.create(&beside)?;
+    file.write_at(bytes, 0)?;
+    file.sync_data()?;
+    disk.rename(&beside, path)?;
+    path.parent().map_or(Ok(()), |folder| disk.sync_dir(folder))
+}
+
+fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+    let file = disk.open(path)?;
+    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
+    let read = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(read);
+    Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvorum_raft::disk::StdDisk;
+    use std::fs;
+
+    fn load(dir: &Path, wal_dir: &Path) -> Result<Identity, IdentityError> {
+        Identity::load(&StdDisk, dir, wal_dir, &Environment::real())
+    }
 
     #[test]
     fn an_identity_comes_back_and_keeps_its_cluster() {
         let dir = tempfile::tempdir().unwrap();
         let wal = dir.path().join("wal");
-        let mut identity = Identity::load(dir.path(), &wal).unwrap();
+        let mut identity = load(dir.path(), &wal).unwrap();
         identity.cluster = Some(Membership {
             cluster_id: "c".into(),
             server_id: 2,
             meta_members: vec![MetaMember { server: 1, addr: "h:1".into() }],
             create: serde_json::json!({"a": 1}),
         });
-        identity.save(dir.path()).unwrap();
-        assert_eq!(Identity::load(dir.path(), &wal).unwrap(), identity);
+        identity.save(&StdDisk, dir.path()).unwrap();
+        assert_eq!(load(dir.path(), &wal).unwrap(), identity);
     }
 
     #[test]
     fn a_server_that_lost_its_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let wal = dir.path().join("wal");
-        Identity::load(dir.path(), &wal).unwrap();
+        load(dir.path(), &wal).unwrap();
         fs::remove_dir_all(&wal).unwrap();
-        assert!(matches!(Identity::load(dir.path(), &wal), Err(IdentityError::LogGone { .. })));
+        assert!(matches!(load(dir.path(), &wal), Err(IdentityError::LogGone { .. })));
     }
 
     #[test]
     fn a_damaged_identity_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), b"{").unwrap();
-        let error = Identity::load(dir.path(), &dir.path().join("wal")).unwrap_err();
+        let error = load(dir.path(), &dir.path().join("wal")).unwrap_err();
         assert!(error.to_string().contains("identity.json"), "{error}");
     }
 }

@@ -2,27 +2,25 @@
 //! everybody informed about who leads.
 
 use crate::admin::{self, AdminService};
-use crate::clock::{LogClock, SystemTimeSource, TimeSource};
+use crate::clock::LogClock;
 use crate::config::{NodeConfig, PEER_PORT_OFFSET};
+use crate::contact::Contact;
 use crate::identity::{Identity, IdentityError, Membership};
 use crate::meta::{self, CACHED_TOPOLOGY, META_GROUP, MetaReplica};
+use crate::platform::Platform;
 use crate::proposer::Proposer;
 use crate::replica::Replica;
 use crate::shard::Shard;
 use crate::views::Views;
 use kvorum_cluster::{Configure, Durability, ReplicaId, ServerId, ShardId, Topology, View};
-use kvorum_raft::disk::StdDisk;
-use kvorum_raft::meta_store::{MetaStore, SledMetaStore};
 use kvorum_raft::wal::{Wal, WalConfig, WalError};
-use kvorum_raft::{
-    Environment, Group, GroupId, GrpcConfig, GrpcTransport, Host, HostConfig, HostError, Member, SyncMode,
-    Timing,
-};
+use kvorum_raft::{Environment, Group, GroupId, Host, HostConfig, HostError, Member, SyncMode, Timing};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -85,19 +83,19 @@ pub struct Node(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) config: NodeConfig,
     identity: Mutex<Identity>,
-    time: Arc<dyn TimeSource>,
+    platform: Platform,
     wal: Wal,
     host: Host,
-    store: Arc<dyn MetaStore>,
     pub(crate) views: Arc<Views>,
     shards: watch::Sender<BTreeMap<ShardId, Shard>>,
     meta: Mutex<Option<Group>>,
-    /// When each other server was last heard.
-    heard: Mutex<BTreeMap<ServerId, Instant>>,
+    /// When each other server was last heard, by the environment's clock.
+    heard: Mutex<BTreeMap<ServerId, Duration>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-    /// Raft, the transport, apply and the drivers run here, never user work. `None` once shut down.
+    /// Raft, the transport, apply and the drivers run here, never user work. `None` when it is the caller's.
     runtime: Mutex<Option<tokio::runtime::Runtime>>,
     handle: tokio::runtime::Handle,
+    stopping: AtomicBool,
 }
 
 impl Node {
@@ -119,49 +117,50 @@ impl Node {
     }
 
     async fn start_on(config: NodeConfig, runtime: tokio::runtime::Runtime) -> Result<Node, StartError> {
-        let handle = runtime.handle().clone();
         // From here on dropping the runtime inside itself would panic: on failure it ends in the background.
-        let opened = Node::open(config).await;
-        let (inner, listener) = match opened {
-            Ok(opened) => opened,
+        let started = async {
+            let address = format!("{}:{}", config.bind, config.base_port + PEER_PORT_OFFSET);
+            let listener = tokio::net::TcpListener::bind(&address).await.map_err(|source| {
+                StartError::Io { what: format!("listening for peers on {address}"), source }
+            })?;
+            let platform = Platform::real(&config)?;
+            Ok((Node::open(config, platform)?, listener))
+        };
+        match started.await {
+            Ok((node, listener)) => {
+                *node.0.runtime.lock() = Some(runtime);
+                node.serve_peers(listener);
+                if let Err(error) = node.resume().await {
+                    node.shutdown().await;
+                    return Err(error);
+                }
+                Ok(node)
+            }
             Err(error) => {
                 runtime.shutdown_background();
-                return Err(error);
+                Err(error)
             }
-        };
-        let node = Node(Arc::new(inner(runtime, handle)));
-        node.serve_peers(listener);
-        let membership = node.0.identity.lock().cluster.clone();
-        if let Some(membership) = membership {
-            if let Some(topology) = node.cached_topology() {
-                node.0.views.learn_topology(Arc::new(topology));
-            }
-            node.join(membership).await?;
         }
+    }
+
+    /// The same on surroundings of the caller's and on the current tokio runtime. Listens nowhere: peers reach it as the
+    /// platform's transport and contact have it.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_with(config: NodeConfig, platform: Platform) -> Result<Node, StartError> {
+        let node = Node::open(config, platform)?;
+        node.resume().await?;
         Ok(node)
     }
 
-    async fn open(
-        config: NodeConfig,
-    ) -> Result<
-        (impl FnOnce(tokio::runtime::Runtime, tokio::runtime::Handle) -> Inner, tokio::net::TcpListener),
-        StartError,
-    > {
-        let io = |what: String| move |source| StartError::Io { what, source };
-        std::fs::create_dir_all(&config.dir).map_err(io(config.dir.display().to_string()))?;
-        let address = format!("{}:{}", config.bind, config.base_port + PEER_PORT_OFFSET);
-        let listener = tokio::net::TcpListener::bind(&address)
-            .await
-            .map_err(io(format!("listening for peers on {address}")))?;
+    /// Opens what is on disk. To be called on the runtime that is to run the node.
+    fn open(config: NodeConfig, platform: Platform) -> Result<Node, StartError> {
+        let Platform { disk, transport, environment, .. } = &platform;
         let wal_dir = config.dir.join("wal");
-        let identity = Identity::load(&config.dir, &wal_dir)?;
-        let (wal, recovery) = Wal::open(Arc::new(StdDisk), wal_dir, WalConfig::default())?;
+        let identity = Identity::load(&**disk, &config.dir, &wal_dir, environment)?;
+        let (wal, recovery) = Wal::open(Arc::clone(disk), wal_dir, WalConfig::default())?;
         info!(?recovery, "log opened");
-        let store: Arc<dyn MetaStore> =
-            Arc::new(SledMetaStore::open(&config.dir.join("meta.sled")).map_err(|error| StartError::Io {
-                what: "opening the metadata store".to_owned(),
-                source: io::Error::other(error.to_string()),
-            })?);
         let timing = Timing {
             heartbeat_ms: config.timing.heartbeat_ms,
             election_min_ms: config.timing.election_min_ms,
@@ -172,25 +171,35 @@ impl Node {
             Some(membership) => (membership.server_id, membership.cluster_id.clone()),
             None => (0, String::new()),
         };
-        let transport = Arc::new(GrpcTransport::new(GrpcConfig::default()));
         let host_config = HostConfig { server, cluster, timing };
-        let host = Host::start(host_config, wal.clone(), transport, Environment::real())?;
-        let opened = move |runtime, handle| Inner {
+        let host = Host::start(host_config, wal.clone(), Arc::clone(transport), environment.clone())?;
+        Ok(Node(Arc::new(Inner {
             config,
             identity: Mutex::new(identity),
-            time: Arc::new(SystemTimeSource),
+            platform,
             wal,
             host,
-            store,
             views: Views::new(),
             shards: watch::Sender::new(BTreeMap::new()),
             meta: Mutex::new(None),
             heard: Mutex::new(BTreeMap::new()),
             tasks: Mutex::new(Vec::new()),
-            runtime: Mutex::new(Some(runtime)),
-            handle,
-        };
-        Ok((opened, listener))
+            runtime: Mutex::new(None),
+            handle: tokio::runtime::Handle::current(),
+            stopping: AtomicBool::new(false),
+        })))
+    }
+
+    /// Takes up the place in the cluster that the identity names, if there is one.
+    async fn resume(&self) -> Result<(), StartError> {
+        let membership = self.0.identity.lock().cluster.clone();
+        if let Some(membership) = membership {
+            if let Some(topology) = self.cached_topology() {
+                self.0.views.learn_topology(Arc::new(topology));
+            }
+            self.join(membership).await?;
+        }
+        Ok(())
     }
 
     /// What this server knows of the cluster; `None` until it belongs to one.
@@ -244,14 +253,18 @@ impl Node {
     /// Hands leaderships over, stops the groups and closes the log. Submitted batches that have no outcome
     /// by then are answered as unknown.
     pub async fn shutdown(&self) {
-        let Some(runtime) = self.0.runtime.lock().take() else { return };
+        if self.0.stopping.swap(true, Ordering::SeqCst) {
+            return;
+        }
         self.hand_over().await;
         let node = self.clone();
         let stopped = self.0.handle.spawn(async move { node.stop().await });
         if let Err(error) = stopped.await {
             error!(%error, "stopping failed");
         }
-        runtime.shutdown_background();
+        if let Some(runtime) = self.0.runtime.lock().take() {
+            runtime.shutdown_background();
+        }
     }
 
     /// Moves the leaderships of this server to others, as far as others can take them; bounded in time.
@@ -269,8 +282,8 @@ impl Node {
     /// Moves a shard's leadership to the follower that has most of the log, if this replica leads.
     async fn hand_over_shard(&self, shard: &Shard) {
         let silent_after = Duration::from_millis(self.0.config.timing.election_max_ms);
-        let deadline = Instant::now() + HANDOVER_PATIENCE;
-        while Instant::now() < deadline {
+        let deadline = self.now() + HANDOVER_PATIENCE;
+        while self.now() < deadline {
             let status = shard.status();
             let me = shard.replica().0;
             if status.leader != Some(me) {
@@ -300,8 +313,23 @@ impl Node {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let handle = self.0.handle.spawn(task);
+        let _on_it = self.0.handle.enter();
+        let handle = self.environment().spawn(task);
         self.0.tasks.lock().push(handle);
+    }
+
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.0.platform.environment
+    }
+
+    /// The environment's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.environment().now()
+    }
+
+    /// The way to other servers beside Raft's.
+    pub(crate) fn contact(&self) -> &dyn Contact {
+        &*self.0.platform.contact
     }
 
     fn serve_peers(&self, listener: tokio::net::TcpListener) {
@@ -319,7 +347,7 @@ impl Node {
     }
 
     fn cached_topology(&self) -> Option<Topology> {
-        let bytes = self.0.store.get(CACHED_TOPOLOGY).ok().flatten()?;
+        let bytes = self.0.platform.store.get(CACHED_TOPOLOGY).ok().flatten()?;
         match serde_json::from_slice(&bytes) {
             Ok(topology) => Some(topology),
             Err(error) => {
@@ -339,7 +367,7 @@ impl Node {
                 None => {
                     let mut adopted = identity.clone();
                     adopted.cluster = Some(membership.clone());
-                    adopted.save(&self.0.config.dir)?;
+                    adopted.save(&*self.0.platform.disk, &self.0.config.dir)?;
                     *identity = adopted;
                 }
             }
@@ -352,7 +380,7 @@ impl Node {
         let me = ServerId(membership.server_id);
         self.0.host.identify(me.0, &membership.cluster_id);
         self.0.wal.group(GroupId(META_GROUP)).set_sync(SyncMode::Before);
-        let machine = MetaReplica::new(Arc::clone(&self.0.views), Arc::clone(&self.0.store));
+        let machine = MetaReplica::new(Arc::clone(&self.0.views), Arc::clone(&self.0.platform.store));
         let group = self.0.host.open(GroupId(META_GROUP), me.0, machine).await?;
         *self.0.meta.lock() = Some(group.clone());
         let members: BTreeMap<u64, Member> = membership
@@ -380,11 +408,11 @@ impl Node {
                 continue;
             }
             // A new leader has heard nobody yet; it gives everybody the time that a silent server gets.
-            let since = *leading_since.get_or_insert_with(Instant::now);
+            let since = *leading_since.get_or_insert_with(|| self.now());
             let node = &self;
             let is_heard = |server: ServerId| {
                 server == me
-                    || since.elapsed() < DOWN_AFTER && node.was_up(server)
+                    || node.now().saturating_sub(since) < DOWN_AFTER && node.was_up(server)
                     || node.heard_within(server, DOWN_AFTER)
             };
             meta::lead(&group, &self.0.views, &membership.create, is_heard).await;
@@ -398,12 +426,12 @@ impl Node {
     }
 
     fn heard_within(&self, server: ServerId, bound: Duration) -> bool {
-        self.0.heard.lock().get(&server).is_some_and(|heard| heard.elapsed() <= bound)
+        self.0.heard.lock().get(&server).is_some_and(|heard| self.now().saturating_sub(*heard) <= bound)
     }
 
     /// Another server gave a sign of life.
     pub(crate) fn hear(&self, server: ServerId) {
-        self.0.heard.lock().insert(server, Instant::now());
+        self.0.heard.lock().insert(server, self.now());
     }
 
     /// Opens a replica for every shard that the topology puts on this server.
@@ -442,7 +470,7 @@ impl Node {
             Durability::QuorumMemory => SyncMode::Lazy,
             Durability::None => SyncMode::Never,
         });
-        let replica = Replica::new(LogClock::new(Arc::clone(&inner.time)));
+        let replica = Replica::new(LogClock::new(Arc::clone(&inner.platform.time)));
         let group = inner.host.open(GroupId(shard.group), me.0, Arc::clone(&replica) as _).await?;
         let members = shard
             .replicas
@@ -460,6 +488,7 @@ impl Node {
             group: group.clone(),
             replica: Arc::clone(&replica),
             wal: inner.wal.clone(),
+            environment: self.environment().clone(),
             configuration,
         }
         .spawn();
@@ -468,6 +497,7 @@ impl Node {
             group,
             replica,
             proposer,
+            self.environment().clone(),
             inner.config.read_mode,
             (inner.config.write_timeout, inner.config.stale_bound),
         );

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use kvorum_cluster::{Configure, EntryBuilder, FEATURE_LEVEL, Header};
 use kvorum_raft::wal::Wal;
-use kvorum_raft::{Group, NotLeased, ProposeError};
+use kvorum_raft::{Environment, Group, NotLeased, ProposeError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -95,6 +95,8 @@ pub(crate) struct Proposer {
     pub(crate) group: Group,
     pub(crate) replica: Arc<Replica>,
     pub(crate) wal: Wal,
+    /// Where seeds come from.
+    pub(crate) environment: Environment,
     /// What the shard's log should say about the shard; the leader proposes it when the log does not.
     pub(crate) configuration: watch::Receiver<Option<Configure>>,
 }
@@ -105,7 +107,8 @@ impl Proposer {
     /// Starts the task on the current runtime; it ends when the last sender is gone.
     pub(crate) fn spawn(self) -> mpsc::Sender<Submission> {
         let (submit, submissions) = mpsc::channel(QUEUE_BATCHES);
-        tokio::spawn(self.run(submissions));
+        let environment = self.environment.clone();
+        environment.spawn(self.run(submissions));
         submit
     }
 
@@ -176,7 +179,7 @@ impl Proposer {
 
     fn header(&self) -> Header {
         let clock_ms = self.replica.clock.now_ms();
-        Header { feature_level: FEATURE_LEVEL, clock_ms, seed: rand::random(), out_of_memory: false }
+        Header { feature_level: FEATURE_LEVEL, clock_ms, seed: self.environment.draw(), out_of_memory: false }
     }
 
     async fn propose(&mut self, in_flight: &mut FuturesUnordered<InFlight>, submissions: Vec<Submission>) {

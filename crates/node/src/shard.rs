@@ -6,10 +6,10 @@ use crate::proposer::{COMMAND_BYTES, Submission, SubmitError};
 use crate::replica::{Replica, Waiting};
 use kvorum_cluster::{ReplicaId, ShardId};
 use kvorum_keyspace::Slot;
-use kvorum_raft::{Group, NotLeased, Status};
+use kvorum_raft::{Environment, Group, NotLeased, Status};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -23,6 +23,7 @@ struct Inner {
     group: Group,
     replica: Arc<Replica>,
     proposer: mpsc::Sender<Submission>,
+    environment: Environment,
     read_mode: ReadMode,
     write_timeout: Duration,
     stale_bound: Duration,
@@ -30,17 +31,17 @@ struct Inner {
 }
 
 /// How old a follower's state can be at most: it has everything that its leader had at some time, which is
-/// counted from when the follower asked, not from when the answer came.
+/// counted from when the follower asked, not from when the answer came. Times are of the environment's clock.
 #[derive(Default)]
 struct Freshness {
     /// This replica has what the leader had then.
-    had: Option<Instant>,
+    had: Option<Duration>,
     /// What the leader had at a later time, while this replica does not have that yet.
-    awaited: Option<(Instant, u64)>,
+    awaited: Option<(Duration, u64)>,
 }
 
 impl Freshness {
-    fn learn(&mut self, asked: Instant, index: u64, applied: u64) {
+    fn learn(&mut self, asked: Duration, index: u64, applied: u64) {
         self.settle(applied);
         if applied >= index {
             self.had = self.had.max(Some(asked));
@@ -55,9 +56,9 @@ impl Freshness {
         }
     }
 
-    fn age(&mut self, applied: u64) -> Option<Duration> {
+    fn age(&mut self, applied: u64, now: Duration) -> Option<Duration> {
         self.settle(applied);
-        self.had.map(|had| had.elapsed())
+        self.had.map(|had| now.saturating_sub(had))
     }
 }
 
@@ -93,6 +94,7 @@ impl Shard {
         group: Group,
         replica: Arc<Replica>,
         proposer: mpsc::Sender<Submission>,
+        environment: Environment,
         read_mode: ReadMode,
         (write_timeout, stale_bound): (Duration, Duration),
     ) -> Shard {
@@ -102,6 +104,7 @@ impl Shard {
             group,
             replica,
             proposer,
+            environment,
             read_mode,
             write_timeout,
             stale_bound,
@@ -125,7 +128,7 @@ impl Shard {
     }
 
     /// A leader that was asked at `asked` answered that it leads and had applied `index`.
-    pub(crate) fn leader_had(&self, asked: Instant, index: u64) {
+    pub(crate) fn leader_had(&self, asked: Duration, index: u64) {
         let applied = self.0.group.status().borrow().applied;
         self.0.freshness.lock().learn(asked, index, applied);
     }
@@ -202,15 +205,15 @@ impl Shard {
 
     /// A replica that has just started has not asked its leader yet; it is given a moment for that.
     async fn confirm_freshness(&self) -> Result<(), ReadError> {
-        let deadline = Instant::now() + FIRST_ANSWER_PATIENCE;
+        let deadline = self.0.environment.now() + FIRST_ANSWER_PATIENCE;
         loop {
             let applied = self.0.group.status().borrow().applied;
-            let age = self.0.freshness.lock().age(applied);
+            let age = self.0.freshness.lock().age(applied, self.0.environment.now());
             let fresh = self.0.group.lease().is_ok() || age.is_some_and(|age| age <= self.0.stale_bound);
             if fresh && self.0.replica.is_configured() {
                 return Ok(());
             }
-            if age.is_some() || Instant::now() >= deadline {
+            if age.is_some() || self.0.environment.now() >= deadline {
                 return Err(ReadError::TooStale);
             }
             tokio::time::sleep(FIRST_ANSWER_PAUSE).await;
@@ -251,13 +254,13 @@ impl Shard {
     /// Waits until `n` followers have everything this replica has applied by now, at most `patience`
     /// (`None`: as long as it takes). Returns how many have it.
     pub async fn wait_replicas(&self, n: usize, patience: Option<Duration>) -> usize {
-        let deadline = patience.map(|patience| Instant::now() + patience);
+        let deadline = patience.map(|patience| self.0.environment.now() + patience);
         let wanted = self.status().applied;
         loop {
             let status = self.status();
             let others = status.matched.iter().filter(|&(&replica, _)| replica != self.0.replica_id.0);
             let have = others.filter(|&(_, &index)| index >= wanted).count();
-            let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let late = deadline.is_some_and(|deadline| self.0.environment.now() >= deadline);
             if have >= n || late || !status.ready {
                 return have;
             }
@@ -293,20 +296,20 @@ mod tests {
     #[test]
     fn a_follower_is_as_fresh_as_the_question_whose_answer_it_has() {
         let mut freshness = Freshness::default();
-        let start = Instant::now();
+        let start = Duration::from_secs(1);
         let at = |ms| start + Duration::from_millis(ms);
-        assert_eq!(freshness.age(0), None, "nothing was asked yet");
+        assert_eq!(freshness.age(0, Duration::ZERO), None, "nothing was asked yet");
         freshness.learn(at(1), 10, 10);
         assert_eq!(freshness.had, Some(at(1)));
         freshness.learn(at(2), 20, 15);
         assert_eq!(freshness.had, Some(at(1)), "it does not have entry 20");
         freshness.learn(at(3), 30, 25);
         assert_eq!(freshness.had, Some(at(2)), "it has entry 20 by now");
-        assert!(freshness.age(30).is_some());
+        assert_eq!(freshness.age(30, at(9)), Some(Duration::from_millis(6)));
         assert_eq!(freshness.had, Some(at(3)), "it was told of entry 30 and has it by now");
         freshness.learn(at(4), 40, 30);
         freshness.learn(at(5), 50, 30);
-        assert!(freshness.age(50).is_some());
+        assert!(freshness.age(50, at(9)).is_some());
         assert_eq!(freshness.had, Some(at(4)), "one question is remembered, the oldest");
     }
 }

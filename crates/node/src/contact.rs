@@ -1,0 +1,84 @@
+//! How servers talk to each other beside Raft: small questions with an answer, behind the trait [`Contact`].
+//!
+//! [`GrpcContact`] asks over the peer port's admin service; a simulation asks the other [`Node`](crate::Node) itself, through
+//! whatever network it has. A call is made at most once; an error says nothing about whether it arrived.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kvorum_cluster::ServerId;
+use kvorum_proto::admin::{self as rpc, admin_client};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tonic::transport::Channel;
+
+/// What one server asks another.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Call {
+    /// Tells who leads, and asks the same.
+    Announce(rpc::AnnounceRequest),
+}
+
+/// The answer to the [`Call`] of the same name.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Answer {
+    /// To [`Call::Announce`].
+    Announce(rpc::AnnounceReply),
+}
+
+/// Reaches other servers. Addresses are peer addresses, `host:port`.
+pub trait Contact: Send + Sync + 'static {
+    /// Asks `to` at `addr`; an error after `timeout` at the latest.
+    fn call(
+        &self,
+        to: ServerId,
+        addr: &str,
+        call: Call,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Answer, String>>;
+}
+
+/// Asks over gRPC; one connection to each server, looked up again whenever it is made anew.
+#[derive(Default)]
+pub(crate) struct GrpcContact {
+    channels: Mutex<BTreeMap<ServerId, (String, Channel)>>,
+}
+
+impl GrpcContact {
+    fn channel(&self, to: ServerId, addr: &str) -> Result<Channel, String> {
+        let mut channels = self.channels.lock();
+        if let Some((known, channel)) = channels.get(&to)
+            && known == addr
+        {
+            return Ok(channel.clone());
+        }
+        let endpoint = crate::admin::endpoint(addr).map_err(|error| error.to_string())?;
+        let channel = endpoint.connect_lazy();
+        channels.insert(to, (addr.to_owned(), channel.clone()));
+        Ok(channel)
+    }
+}
+
+impl Contact for GrpcContact {
+    fn call(
+        &self,
+        to: ServerId,
+        addr: &str,
+        call: Call,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<Answer, String>> {
+        let channel = self.channel(to, addr);
+        let asking = async move {
+            let mut client = admin_client::AdminClient::new(channel?);
+            let answer = match call {
+                Call::Announce(request) => {
+                    client.announce(request).await.map(|reply| Answer::Announce(reply.into_inner()))
+                }
+            };
+            answer.map_err(|status| status.message().to_owned())
+        };
+        tokio::time::timeout(timeout, asking)
+            .map(|outcome| outcome.unwrap_or_else(|_| Err("no answer in time".to_owned())))
+            .boxed()
+    }
+}

@@ -1,0 +1,48 @@
+//! What a node stands on: the disk, the network, the clocks, chance. Injected, so that whole clusters run in one process, on
+//! simulated time, from one seed.
+
+use crate::clock::{SystemTimeSource, TimeSource};
+use crate::config::NodeConfig;
+use crate::contact::{Contact, GrpcContact};
+use crate::node::StartError;
+use kvorum_raft::disk::{Disk, StdDisk};
+use kvorum_raft::meta_store::{MetaStore, SledMetaStore};
+use kvorum_raft::{Environment, GrpcConfig, GrpcTransport, Transport};
+use std::io;
+use std::sync::Arc;
+
+/// A server's surroundings. [`Node::start`](crate::Node::start) makes the real ones by itself.
+pub struct Platform {
+    /// Where the identity, the log and the snapshots are.
+    pub disk: Arc<dyn Disk>,
+    /// Where what can be rebuilt is.
+    pub store: Arc<dyn MetaStore>,
+    /// Raft's way to other servers.
+    pub transport: Arc<dyn Transport>,
+    /// The way to other servers for everything else.
+    pub contact: Arc<dyn Contact>,
+    /// Monotonic time, tasks, and chance.
+    pub environment: Environment,
+    /// Wall time, and the same monotonic time once more, for the log's clock.
+    pub time: Arc<dyn TimeSource>,
+}
+
+impl Platform {
+    /// The machine's.
+    pub(crate) fn real(config: &NodeConfig) -> Result<Platform, StartError> {
+        std::fs::create_dir_all(&config.dir)
+            .map_err(|source| StartError::Io { what: config.dir.display().to_string(), source })?;
+        let store = SledMetaStore::open(&config.dir.join("meta.sled")).map_err(|error| StartError::Io {
+            what: "opening the metadata store".to_owned(),
+            source: io::Error::other(error.to_string()),
+        })?;
+        Ok(Platform {
+            disk: Arc::new(StdDisk),
+            store: Arc::new(store),
+            transport: Arc::new(GrpcTransport::new(GrpcConfig::default())),
+            contact: Arc::new(GrpcContact::default()),
+            environment: Environment::real(),
+            time: Arc::new(SystemTimeSource),
+        })
+    }
+}
