@@ -159,7 +159,7 @@ impl Node {
         let Platform { disk, transport, environment, .. } = &platform;
         let wal_dir = config.dir.join("wal");
         let identity = Identity::load(&**disk, &config.dir, &wal_dir, environment)?;
-        let (wal, recovery) = Wal::open(Arc::clone(disk), wal_dir, WalConfig::default())?;
+        let (wal, recovery) = Wal::open_in(environment, Arc::clone(disk), wal_dir, WalConfig::default())?;
         info!(?recovery, "log opened");
         let timing = Timing {
             heartbeat_ms: config.timing.heartbeat_ms,

@@ -3,13 +3,14 @@
 //! Every file has the bytes a process sees and the bytes that survive a loss of power; so have the directories. A write
 //! belongs to the first until a sync moves it to the second. [`MemoryDisk::power_cut`] decides by a seed, sector by sector,
 //! which unsynced writes made it, and which prefix of the unsynced directory changes. What it leaves out: reads that fail,
-//! bits that rot by themselves (flip them with [`MemoryDisk::update`]), latency.
+//! bits that rot by themselves (flip them with [`MemoryDisk::update`]).
 
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -53,6 +54,9 @@ struct State {
     syncs: u64,
     halt_at: Option<u64>,
     fail_sync_at: Option<u64>,
+    /// Shortest and longest delay, and what they are drawn from.
+    delays: (Duration, Duration),
+    dice: Dice,
 }
 
 #[derive(Clone, Default)]
@@ -99,6 +103,8 @@ impl MemoryDisk {
                 syncs: 0,
                 halt_at: None,
                 fail_sync_at: None,
+                delays: (Duration::ZERO, Duration::ZERO),
+                dice: Dice { state: 0 },
             })),
         }
     }
@@ -110,6 +116,13 @@ impl MemoryDisk {
             Fault::Halt { operations } => state.halt_at = Some(state.operations + operations),
             Fault::SyncFails { syncs } => state.fail_sync_at = Some(state.syncs + syncs),
         }
+    }
+
+    /// Lets a write with its sync take a time between these, drawn from a seed.
+    pub fn set_delays(&self, shortest: Duration, longest: Duration, seed: u64) {
+        let mut state = self.state.lock();
+        state.delays = (shortest, longest);
+        state.dice = Dice { state: seed };
     }
 
     /// Changes the size of the disk.
@@ -196,6 +209,8 @@ impl State {
         let disk = MemoryDisk::with_capacity(self.capacity_bytes);
         {
             let mut state = disk.state.lock();
+            state.delays = self.delays;
+            state.dice = Dice { state: self.dice.state };
             state.files = files;
             state.durable_names = names.clone();
             state.names = names;
@@ -309,6 +324,13 @@ impl Disk for MemoryDisk {
         let state = self.state.lock();
         Ok(state.capacity_bytes.saturating_sub(state.used_bytes()))
     }
+
+    fn delay(&self) -> Duration {
+        let mut state = self.state.lock();
+        let (shortest, longest) = state.delays;
+        let span = u64::try_from((longest - shortest).as_micros()).unwrap_or(u64::MAX);
+        if span == 0 { shortest } else { shortest + Duration::from_micros(state.dice.roll() % span) }
+    }
 }
 
 impl DiskFile for MemoryFile {
@@ -394,13 +416,15 @@ impl Dice {
         match seed {
             0 => false,
             1 => true,
-            _ => {
-                self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                let mut mixed = self.state;
-                mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-                (mixed ^ (mixed >> 31)) & 1 == 1
-            }
+            _ => self.roll() & 1 == 1,
         }
+    }
+
+    fn roll(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 }

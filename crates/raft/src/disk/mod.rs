@@ -15,6 +15,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 pub use memory::{Fault, MemoryDisk};
@@ -45,6 +46,11 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Bytes that a file in `dir` may still take up.
     fn available_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// In a simulation: the time that the next write with its sync takes. A real disk takes its own.
+    fn delay(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// An open file of a [`Disk`].

@@ -23,7 +23,10 @@ use super::{
     frame::{self, Content},
     queue::{Change, Freed, Queue, Request},
 };
-use crate::disk::{Disk, DiskFile, disk_full, read_exact_at};
+use crate::{
+    clock::Environment,
+    disk::{Disk, DiskFile, disk_full, read_exact_at},
+};
 
 /// What a record in the tail takes beside its payload, about.
 const TAIL_RECORD_BYTES: usize = 96;
@@ -34,6 +37,7 @@ const APPEND_BYTES_MAX: usize = 1 << 30;
 
 /// What all handles and the writer share.
 pub(super) struct Shared {
+    pub(super) environment: Environment,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) dir: PathBuf,
     pub(super) config: WalConfig,
@@ -70,13 +74,15 @@ pub(super) struct Space {
 
 impl Shared {
     pub(super) fn new(
+        environment: Environment,
         disk: Arc<dyn Disk>,
         dir: PathBuf,
         config: WalConfig,
         groups: HashMap<GroupId, Arc<Group>>,
     ) -> Shared {
         Shared {
-            queue: Queue::new(config.queue_bytes, config.lazy_sync_interval),
+            queue: Queue::new(environment.clone(), config.queue_bytes, config.lazy_sync_interval),
+            environment,
             disk,
             dir,
             config,

@@ -11,11 +11,11 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::group::Shared;
-use crate::disk::DiskFile;
+use crate::{clock::Environment, disk::DiskFile};
 
 /// A sync that ended well: what is on disk now, and how long it took.
 pub(super) struct Synced {
@@ -28,32 +28,43 @@ struct Job {
     sequence: u64,
 }
 
-/// The thread and whether it is busy.
+/// The thread and whether it is busy. In a simulation there is none: a sync ends as soon as it begins.
 pub(super) struct LazySync {
     jobs: Option<Sender<Job>>,
     results: Receiver<io::Result<Synced>>,
     thread: Option<JoinHandle<()>>,
     busy: bool,
+    /// In place of the thread.
+    inline: Option<Sender<io::Result<Synced>>>,
+}
+
+impl Job {
+    fn sync(self, environment: &Environment) -> io::Result<Synced> {
+        let begun = environment.now();
+        let Job { file, sequence } = self;
+        // A file that somebody holds is not recycled when its segment is dropped: it goes with the job.
+        file.sync_data().map(|()| Synced { sequence, took: environment.now().saturating_sub(begun) })
+    }
 }
 
 impl LazySync {
     pub(super) fn start(shared: Arc<Shared>) -> io::Result<LazySync> {
         let (jobs, waiting) = channel::<Job>();
         let (finished, results) = channel();
+        if shared.environment.is_simulated() {
+            let inline = Some(finished);
+            return Ok(LazySync { jobs: Some(jobs), results, thread: None, busy: false, inline });
+        }
         let work = move || {
-            for Job { file, sequence } in waiting {
-                let begun = Instant::now();
-                let result = file.sync_data().map(|()| Synced { sequence, took: begun.elapsed() });
-                // A file that somebody holds is not recycled when its segment is dropped.
-                drop(file);
-                if finished.send(result).is_err() {
+            for job in waiting {
+                if finished.send(job.sync(&shared.environment)).is_err() {
                     return;
                 }
                 shared.queue.nudge();
             }
         };
         let thread = thread::Builder::new().name("kvorum-wal-sync".to_owned()).spawn(work)?;
-        Ok(LazySync { jobs: Some(jobs), results, thread: Some(thread), busy: false })
+        Ok(LazySync { jobs: Some(jobs), results, thread: Some(thread), busy: false, inline: None })
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -61,8 +72,17 @@ impl LazySync {
     }
 
     /// Starts a sync of everything up to `sequence`, which ends in `file`; the thread must not be busy.
-    pub(super) fn begin(&mut self, file: Arc<dyn DiskFile>, sequence: u64) -> io::Result<()> {
+    pub(super) fn begin(
+        &mut self,
+        environment: &Environment,
+        file: Arc<dyn DiskFile>,
+        sequence: u64,
+    ) -> io::Result<()> {
         debug_assert!(!self.busy, "one sync at a time");
+        if let Some(inline) = &self.inline {
+            self.busy = true;
+            return inline.send(Job { file, sequence }.sync(environment)).map_err(|_| gone());
+        }
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
         jobs.send(Job { file, sequence }).map_err(|_| gone())?;
         self.busy = true;

@@ -42,7 +42,7 @@ use group::Shared;
 pub use recovery::{Recovery, Repair};
 use writer::Writer;
 
-use crate::disk::Disk;
+use crate::{clock::Environment, disk::Disk};
 
 /// A Raft group, unique for the life of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -245,6 +245,16 @@ struct Closer {
 impl Wal {
     /// Opens the log in `dir`, creating it when there is none. Reads all segments, cuts a torn tail, refuses damage anywhere else.
     pub fn open(disk: Arc<dyn Disk>, dir: PathBuf, config: WalConfig) -> Result<(Wal, Recovery), WalError> {
+        Wal::open_in(&Environment::real(), disk, dir, config)
+    }
+
+    /// The same in an environment; in a simulated one the writer is a task of it instead of a thread.
+    pub fn open_in(
+        environment: &Environment,
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        config: WalConfig,
+    ) -> Result<(Wal, Recovery), WalError> {
         if !(4 << 10..=2 << 30).contains(&config.segment_bytes) {
             return Err(WalError::Config(format!(
                 "segment_bytes is {}, allowed are 4 KiB to 2 GiB",
@@ -252,15 +262,19 @@ impl Wal {
             )));
         }
         let segment_bytes = config.segment_bytes.next_multiple_of(frame::BLOCK_BYTES);
-        let recovered = recovery::recover(disk, dir, WalConfig { segment_bytes, ..config })?;
+        let recovered =
+            recovery::recover(environment.clone(), disk, dir, WalConfig { segment_bytes, ..config })?;
         let shared = recovered.shared;
         let writer = Writer::new(shared.clone(), recovered.segments, recovered.sequence);
         let writer = writer.map_err(|source| WalError::Io { path: shared.dir.clone(), source })?;
-        let thread = thread::Builder::new()
-            .name("kvorum-wal".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|source| WalError::Io { path: shared.dir.clone(), source })?;
-        let closer = Arc::new(Closer { shared: shared.clone(), thread: Mutex::new(Some(thread)) });
+        let thread = if environment.is_simulated() {
+            environment.spawn(writer.run_simulated());
+            None
+        } else {
+            let thread = thread::Builder::new().name("kvorum-wal".to_owned()).spawn(move || writer.run());
+            Some(thread.map_err(|source| WalError::Io { path: shared.dir.clone(), source })?)
+        };
+        let closer = Arc::new(Closer { shared: shared.clone(), thread: Mutex::new(thread) });
         Ok((Wal { shared, closer }, recovered.report))
     }
 

@@ -4,15 +4,18 @@
 //! committed position waits outside the order, replaced by the next one, until a frame leaves its group's queue empty.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
+use tokio::sync::Notify;
+
 use super::{Done, GroupId, Position, Record, SyncMode, group::Group};
+use crate::clock::Environment;
 
 /// Turns of one group in a full frame.
 const TURNS_PER_FRAME: usize = 8;
@@ -62,18 +65,21 @@ pub(super) struct Queue {
     state: Mutex<State>,
     work: Condvar,
     room: Condvar,
+    /// Wakes a writer that is a task.
+    wake: Notify,
+    environment: Environment,
     limit_bytes: usize,
     committed_delay: Duration,
 }
 
 #[derive(Default)]
 struct State {
-    groups: HashMap<GroupId, Waiting>,
+    groups: BTreeMap<GroupId, Waiting>,
     /// Groups with requests, the next one first.
     ring: VecDeque<GroupId>,
     /// Groups with a committed position.
     lagging: Vec<GroupId>,
-    lagging_since: Option<Instant>,
+    lagging_since: Option<Duration>,
     /// Counted bytes, waiting or taken and not yet released.
     bytes: usize,
     wakers: Vec<Box<dyn FnOnce() + Send>>,
@@ -89,9 +95,17 @@ struct Waiting {
 }
 
 impl Queue {
-    pub(super) fn new(limit_bytes: usize, committed_delay: Duration) -> Queue {
+    pub(super) fn new(environment: Environment, limit_bytes: usize, committed_delay: Duration) -> Queue {
         let (state, work, room) = Default::default();
-        Queue { state, work, room, limit_bytes, committed_delay }
+        Queue { state, work, room, wake: Notify::new(), environment, limit_bytes, committed_delay }
+    }
+
+    fn wake_writer(&self) {
+        if self.environment.is_simulated() {
+            self.wake.notify_one();
+        } else {
+            self.work.notify_one();
+        }
     }
 
     /// Blocks until an append may come in (or the queue is closed).
@@ -129,7 +143,7 @@ impl Queue {
         }
         waiting.requests.push_back(request);
         drop(state);
-        self.work.notify_one();
+        self.wake_writer();
         Ok(())
     }
 
@@ -146,9 +160,9 @@ impl Queue {
         }
         // The writer must learn of the new deadline, once.
         if lagging_since.is_none() {
-            *lagging_since = Some(Instant::now());
+            *lagging_since = Some(self.environment.now());
             drop(state);
-            self.work.notify_one();
+            self.wake_writer();
         }
     }
 
@@ -164,37 +178,59 @@ impl Queue {
         }
     }
 
-    /// Waits for something to write, until `deadline` at the latest.
-    pub(super) fn next(&self, frame_bytes: usize, deadline: Option<Instant>) -> Next {
+    /// Waits for something to write, until `deadline` of the environment's clock at the latest.
+    pub(super) fn next(&self, frame_bytes: usize, deadline: Option<Duration>) -> Next {
         let mut state = self.state.lock();
         loop {
-            let now = Instant::now();
-            let lagging_due = state.lagging_since.map(|since| since + self.committed_delay);
-            if !state.ring.is_empty() || lagging_due.is_some_and(|due| due <= now || state.closed) {
-                return Next::Batch(state.take(frame_bytes));
-            }
-            if state.closed {
-                return Next::Closed;
-            }
-            if std::mem::take(&mut state.nudged) {
-                return Next::Idle;
-            }
-            if deadline.is_some_and(|deadline| deadline <= now) {
-                return Next::Idle;
-            }
-            match deadline.into_iter().chain(lagging_due).min() {
-                Some(until) => {
-                    self.work.wait_until(&mut state, until);
+            match self.look(&mut state, frame_bytes, deadline) {
+                Ok(next) => return next,
+                Err(Some(patience)) => {
+                    self.work.wait_for(&mut state, patience);
                 }
-                None => self.work.wait(&mut state),
+                Err(None) => self.work.wait(&mut state),
             }
         }
+    }
+
+    /// The same for a writer that is a task.
+    pub(super) async fn next_simulated(&self, frame_bytes: usize, deadline: Option<Duration>) -> Next {
+        loop {
+            let look = self.look(&mut self.state.lock(), frame_bytes, deadline);
+            match look {
+                Ok(next) => return next,
+                Err(Some(patience)) => {
+                    let _woken_or_due = tokio::time::timeout(patience, self.wake.notified()).await;
+                }
+                Err(None) => self.wake.notified().await,
+            }
+        }
+    }
+
+    /// What there is to do, or how long to wait unless woken.
+    fn look(
+        &self,
+        state: &mut State,
+        frame_bytes: usize,
+        deadline: Option<Duration>,
+    ) -> Result<Next, Option<Duration>> {
+        let now = self.environment.now();
+        let lagging_due = state.lagging_since.map(|since| since + self.committed_delay);
+        if !state.ring.is_empty() || lagging_due.is_some_and(|due| due <= now || state.closed) {
+            return Ok(Next::Batch(state.take(frame_bytes, now)));
+        }
+        if state.closed {
+            return Ok(Next::Closed);
+        }
+        if std::mem::take(&mut state.nudged) || deadline.is_some_and(|deadline| deadline <= now) {
+            return Ok(Next::Idle);
+        }
+        Err(deadline.into_iter().chain(lagging_due).min().map(|until| until.saturating_sub(now)))
     }
 
     /// Makes [`Queue::next`] return, once.
     pub(super) fn nudge(&self) {
         self.state.lock().nudged = true;
-        self.work.notify_one();
+        self.wake_writer();
     }
 
     /// Gives back the room of requests that were taken.
@@ -217,7 +253,7 @@ impl Queue {
         state.closed = true;
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
-        self.work.notify_all();
+        self.wake_writer();
         self.room.notify_all();
         wakers.into_iter().for_each(|wake| wake());
     }
@@ -229,7 +265,7 @@ impl Queue {
         state.lagging.clear();
         state.lagging_since = None;
         state.ring.clear();
-        state.groups.drain().flat_map(|(_, waiting)| waiting.requests).collect()
+        std::mem::take(&mut state.groups).into_values().flat_map(|waiting| waiting.requests).collect()
     }
 
     /// Counted bytes, waiting or taken and not yet released.
@@ -241,7 +277,7 @@ impl Queue {
 impl State {
     /// Deficit round robin: each group may take its credit of bytes per turn, a request larger than that saves up for it. At
     /// least one request is taken when there is any.
-    fn take(&mut self, frame_bytes: usize) -> Vec<Request> {
+    fn take(&mut self, frame_bytes: usize, now: Duration) -> Vec<Request> {
         let quantum = (frame_bytes / TURNS_PER_FRAME).max(1);
         let mut batch = Vec::new();
         let mut total = 0;
@@ -267,11 +303,11 @@ impl State {
                 self.ring.push_back(id);
             }
         }
-        self.take_committed(&mut batch);
+        self.take_committed(&mut batch, now);
         batch
     }
 
-    fn take_committed(&mut self, batch: &mut Vec<Request>) {
+    fn take_committed(&mut self, batch: &mut Vec<Request>, now: Duration) {
         let State { groups, lagging, lagging_since, .. } = self;
         lagging.retain(|id| {
             let Some(waiting) = groups.get_mut(id).filter(|waiting| waiting.requests.is_empty()) else {
@@ -282,6 +318,6 @@ impl State {
             );
             false
         });
-        *lagging_since = (!lagging.is_empty()).then(Instant::now);
+        *lagging_since = (!lagging.is_empty()).then_some(now);
     }
 }

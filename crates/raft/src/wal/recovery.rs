@@ -16,6 +16,7 @@ use super::{
     group::{Group, Inner, Shared, Stored},
     segments::{FileKind, Segment, Segments, file_kind, file_name},
 };
+use crate::clock::Environment;
 use crate::disk::{Disk, DiskFile, in_dir, read_exact_at};
 
 /// What was found at start.
@@ -52,7 +53,12 @@ pub(super) struct Recovered {
 }
 
 /// Reads the log and makes it fit to be continued.
-pub(super) fn recover(disk: Arc<dyn Disk>, dir: PathBuf, config: WalConfig) -> Result<Recovered, WalError> {
+pub(super) fn recover(
+    environment: Environment,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    config: WalConfig,
+) -> Result<Recovered, WalError> {
     let scan = Scan { disk: &*disk, dir: &dir };
     disk.create_dir_all(&dir).map_err(|error| scan.io(&dir, error))?;
     let files = scan.files()?;
@@ -97,7 +103,7 @@ pub(super) fn recover(disk: Arc<dyn Disk>, dir: PathBuf, config: WalConfig) -> R
     };
     let groups =
         groups.into_iter().map(|(id, state)| (id, Arc::new(Group::new(id, state.into_inner())))).collect();
-    let shared = Arc::new(Shared::new(disk.clone(), dir.clone(), config, groups));
+    let shared = Arc::new(Shared::new(environment, disk.clone(), dir.clone(), config, groups));
     *shared.files.write() = segments.files.iter().map(|(&id, segment)| (id, segment.file.clone())).collect();
     Ok(Recovered { shared, segments, sequence, report })
 }

@@ -1,4 +1,4 @@
-//! The writer thread: the only one that changes the log's files.
+//! The writer thread (in a simulation a task): the only one that changes the log's files.
 //!
 //! One turn: take what all groups have waiting, write it as one frame, sync when anything in it asks for that, tell the groups where
 //! their entries are, run the callbacks in order, then housekeeping (drop segments nobody needs, copy the few live entries out of
@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -39,13 +39,13 @@ pub(super) struct Writer {
     synced: u64,
     /// The last frame that a later one declares to be on disk.
     declared: u64,
-    last_write: Instant,
+    last_write: Duration,
     /// The oldest segment of the log, as the log says.
     oldest: u64,
     /// What the log says about each group beside its entries, for the first frame of the next segment.
     hard: BTreeMap<GroupId, Hard>,
     /// Since when something waits for the sync that follows lazily.
-    lazy_since: Option<Instant>,
+    lazy_since: Option<Duration>,
     lazy: LazySync,
     /// Live entries of the oldest segment that are still to be copied.
     copies: VecDeque<(Arc<Group>, u64, Stored)>,
@@ -75,13 +75,14 @@ impl Writer {
         let hard = shared.live_groups().into_iter().map(|group| (group.id, Hard::of(&group))).collect();
         let oldest = segments.files.keys().next().copied().unwrap_or(1);
         let lazy = LazySync::start(shared.clone())?;
+        let last_write = shared.environment.now();
         let mut writer = Writer {
             shared,
             segments,
             sequence,
             synced: sequence,
             declared: 0,
-            last_write: Instant::now(),
+            last_write,
             oldest,
             hard,
             lazy_since: None,
@@ -105,34 +106,67 @@ impl Writer {
     pub(super) fn run(mut self) {
         let _fails_with_us = PanicGuard { shared: self.shared.clone() };
         let frame_bytes = self.shared.config.batch_bytes;
-        loop {
-            let outcome = match self.shared.queue.next(frame_bytes, self.deadline()) {
-                Next::Batch(batch) => self.turn(batch),
-                Next::Idle => self.idle(),
-                Next::Closed => {
-                    if let Err(error) = self.finish() {
-                        self.fail(error, Vec::new());
-                    }
-                    return;
+        let mut goes_on = true;
+        while goes_on {
+            let next = self.shared.queue.next(frame_bytes, self.deadline());
+            goes_on = self.act(next);
+        }
+    }
+
+    /// The same as a task of a simulation, where the disk says how long a write with its sync takes.
+    pub(super) async fn run_simulated(mut self) {
+        let frame_bytes = self.shared.config.batch_bytes;
+        let mut goes_on = true;
+        while goes_on {
+            let next = self.shared.queue.next_simulated(frame_bytes, self.deadline()).await;
+            let delay = self.shared.disk.delay();
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            goes_on = self.act(next);
+        }
+    }
+
+    /// Whether there is more to come.
+    fn act(&mut self, next: Next) -> bool {
+        let outcome = match next {
+            Next::Batch(batch) => self.turn(batch),
+            Next::Idle => self.idle(),
+            Next::Closed => {
+                if let Err(error) = self.finish() {
+                    self.fail(error, Vec::new());
                 }
-            };
-            if let Err((error, batch)) = outcome {
-                return self.fail(error, batch);
+                return false;
+            }
+        };
+        match outcome {
+            Ok(()) => true,
+            Err((error, batch)) => {
+                self.fail(error, batch);
+                false
             }
         }
     }
 
+    fn now(&self) -> Duration {
+        self.shared.environment.now()
+    }
+
+    fn has_passed(&self, since: Duration, interval: Duration) -> bool {
+        self.now().saturating_sub(since) >= interval
+    }
+
     /// When there is something to do without requests.
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&self) -> Option<Duration> {
         // A sync that is under way nudges the queue when it ends.
         let since = self.lazy_since.filter(|_| !self.lazy.is_busy());
         let since = since.or(self.undeclared_since());
         let due = since.map(|since| since + self.shared.config.lazy_sync_interval);
-        if self.copies.is_empty() { due } else { Some(Instant::now()) }
+        if self.copies.is_empty() { due } else { Some(self.now()) }
     }
 
     /// Since when the last frame is on disk without a later one that says so: damage to it would look like a torn write.
-    fn undeclared_since(&self) -> Option<Instant> {
+    fn undeclared_since(&self) -> Option<Duration> {
         (self.synced == self.sequence && self.declared < self.synced).then_some(self.last_write)
     }
 
@@ -205,7 +239,7 @@ impl Writer {
         if batch.iter().any(|request| request.sync == SyncMode::Before) {
             self.sync()?;
         } else if batch.iter().any(|request| request.sync == SyncMode::Lazy) {
-            self.lazy_since.get_or_insert_with(Instant::now);
+            self.lazy_since = self.lazy_since.or(Some(self.now()));
         }
         Ok(placed)
     }
@@ -220,12 +254,12 @@ impl Writer {
         if let Some(synced) = self.lazy.poll()? {
             self.note_synced(&synced);
         }
-        if !self.lazy.is_busy() && self.lazy_since.is_some_and(|since| since.elapsed() >= interval) {
+        if !self.lazy.is_busy() && self.lazy_since.is_some_and(|since| self.has_passed(since, interval)) {
             let (file, sequence) = (self.active_file()?, self.sequence);
-            self.lazy.begin(file, sequence)?;
+            self.lazy.begin(&self.shared.environment, file, sequence)?;
             self.lazy_since = None;
         }
-        if self.undeclared_since().is_some_and(|since| since.elapsed() >= interval) {
+        if self.undeclared_since().is_some_and(|since| self.has_passed(since, interval)) {
             self.write_mark()?;
         }
         if !self.copies.is_empty() {
@@ -353,12 +387,12 @@ impl Writer {
 
     /// Writes the frame in the buffer, which ends at `end`.
     fn write(&mut self, end: u64) -> io::Result<()> {
-        let begun = Instant::now();
+        let begun = self.now();
         self.active_file()?.write_at(&self.buf, self.segments.offset)?;
         let counters = &self.shared.counters;
         counters.frames.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(end - self.segments.offset, Ordering::Relaxed);
-        counters.write_us.fetch_add(micros(begun.elapsed()), Ordering::Relaxed);
+        counters.write_us.fetch_add(micros(self.now().saturating_sub(begun)), Ordering::Relaxed);
         self.sequence += 1;
         self.declared = self.synced;
         self.last_write = begun;
@@ -373,9 +407,10 @@ impl Writer {
         if let Some(synced) = self.lazy.wait()? {
             self.note_synced(&synced);
         }
-        let begun = Instant::now();
+        let begun = self.now();
         self.active_file()?.sync_data()?;
-        self.note_synced(&Synced { sequence: self.sequence, took: begun.elapsed() });
+        let took = self.now().saturating_sub(begun);
+        self.note_synced(&Synced { sequence: self.sequence, took });
         self.lazy_since = None;
         Ok(())
     }
