@@ -44,7 +44,7 @@ pub use lease::{LEASE_MARGIN_PERCENT, NotLeased};
 pub use machine::{Committed, Fatal, Machine};
 pub use transport::{
     Append, AppendSession, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound, Link,
-    LinkError, LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport,
+    LinkError, LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport, Weather,
 };
 pub use types::Member;
 pub use wal::{GroupId, Local, SyncMode};

@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 
 pub use grpc::{GrpcConfig, GrpcTransport, PeerService};
 pub use inbound::{AppendSession, Identity, Inbound, SessionError};
-pub use local::{LocalNetwork, LocalTransport};
+pub use local::{LocalNetwork, LocalTransport, Weather};
 
 pub(crate) use inbound::Replica;
 
