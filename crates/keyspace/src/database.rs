@@ -156,23 +156,27 @@ impl Database {
     }
 
     /// Appends to a string, or makes it. The deadline stays. The caller has seen that the key is no other type.
-    pub(crate) fn append(&mut self, key: &[u8], at: Locator, more: &[u8], sequence: u64) {
+    /// Returns the length it has then.
+    pub(crate) fn append(&mut self, key: &[u8], at: Locator, more: &[u8], sequence: u64) -> usize {
         let hash = self.tables.hash;
         let Some(before) = self.tables.get(key, at) else {
             self.put(key, at, ValueRef::String(more), sequence, None);
-            return;
+            return more.len();
         };
         let old = Totals::of(key, &before);
+        let ValueRef::String(value) = before.value;
+        let len = value.len() + more.len();
         if self.tables.slot_mut(at.slot).table.append_big(&hash, key, at.hash, more, sequence) {
             let new = Totals { bytes: old.bytes + more.len() as u64, ..old };
             self.account(at.slot, old, new);
-            return;
+            return len;
         }
         let before = self.tables.get(key, at).expect("seen above");
         let ValueRef::String(value) = before.value;
         let deadline_ms = before.deadline_ms;
         let value = [value, more].concat();
         self.put(key, at, ValueRef::String(&value), sequence, deadline_ms);
+        len
     }
 
     /// Removes a key; false when it is not there.
@@ -223,6 +227,53 @@ impl Database {
     }
 }
 
+/// Puts a database together from its keys: slots in ascending order, the keys of each in hash order, none twice.
+#[derive(Debug)]
+pub(crate) struct Loader {
+    database: Database,
+    deadlines: Vec<(u64, Locator)>,
+}
+
+impl Loader {
+    pub(crate) fn new(hash: Hash, flushed: u64) -> Loader {
+        let mut database = Database::new(hash);
+        database.tables.flushed = flushed;
+        Loader { database, deadlines: Vec::new() }
+    }
+
+    /// Begins a slot.
+    pub(crate) fn slot(&mut self, slot: Slot, deleted: u64) {
+        self.database.tables.slot_mut(slot).deleted = deleted;
+    }
+
+    /// Adds a key with a string. A long one is taken over, not copied.
+    pub(crate) fn string(
+        &mut self,
+        key: &[u8],
+        at: Locator,
+        bytes: &mut Vec<u8>,
+        sequence: u64,
+        deadline_ms: Option<u64>,
+    ) {
+        let record = record(ValueRef::String(bytes), sequence, deadline_ms);
+        let totals = Totals::of(key, &record);
+        let hash = self.database.tables.hash;
+        let slot = self.database.tables.slot_mut(at.slot);
+        slot.table.load_string(&hash, key, at.hash, bytes, sequence, deadline_ms);
+        slot.totals.add(totals);
+        self.database.tables.totals.add(totals);
+        if let Some(deadline_ms) = deadline_ms {
+            self.deadlines.push((deadline_ms, at));
+        }
+    }
+
+    /// The database. Its index of deadlines is made here, at once, which is cheaper than key by key.
+    pub(crate) fn finish(mut self) -> Database {
+        self.database.deadlines = self.deadlines.into_iter().collect();
+        self.database
+    }
+}
+
 impl Tables {
     pub(crate) fn len(&self) -> usize {
         self.totals.keys
@@ -269,6 +320,14 @@ impl Tables {
         if let Some(slot) = self.slot(slot) {
             slot.table.visit(&self.hash, from, visit);
         }
+    }
+
+    /// The slots that have, or had, a key, and some others.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
+        let pages = self.pages.iter().enumerate().filter(|(_, page)| page.is_some());
+        pages
+            .flat_map(|(page, _)| page * PAGE_SLOTS..(page + 1) * PAGE_SLOTS)
+            .filter_map(|number| Slot::new(u16::try_from(number).ok()?))
     }
 
     /// The first slot from number `from` on that has a key.

@@ -6,11 +6,11 @@
 //! Left out: who owns a slot, what the clock says, when to expire; the caller knows.
 
 use crate::{
-    Reader, SLOTS, Slot, Writer, argv,
+    Reader, Slot, Writer,
+    checksum::{Checksum, Mutation},
     database::{Database, Locator, Remains, Tables},
     slot_of,
-    table::{Hash, Record},
-    value::ValueRef,
+    table::Hash,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,18 +29,10 @@ pub struct Keyspace {
     pub(crate) databases: Vec<Database>,
     pub(crate) sequence: u64,
     pub(crate) expired_keys: u64,
+    pub(crate) checksum: Checksum,
     pub(crate) reads: ReadCounters,
     pub(crate) garbage: Vec<Remains>,
-    hash: Hash,
-}
-
-/// The data of a keyspace at one moment. Making one copies a few pointers for each database; while it lives, the
-/// keyspace copies what it changes.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    databases: Vec<Tables>,
-    sequence: u64,
-    expired_keys: u64,
+    pub(crate) hash: Hash,
 }
 
 /// Counters since the keyspace began.
@@ -70,6 +62,7 @@ impl Keyspace {
             databases: (0..settings.databases).map(|_| Database::new(hash)).collect(),
             sequence: 0,
             expired_keys: 0,
+            checksum: Checksum::default(),
             reads: ReadCounters::default(),
             garbage: Vec::new(),
             hash,
@@ -100,6 +93,7 @@ impl Keyspace {
             let key = database.tables().key_due(at, deadline_ms).map(<[u8]>::to_vec);
             let key = key.expect("the index of deadlines holds no key that is gone");
             database.remove(&key, at, sequence);
+            self.checksum.note(db, sequence, Mutation::Expire { key: &key });
             removed += 1;
         }
         if removed > 0 {
@@ -192,19 +186,15 @@ impl Keyspace {
         }
     }
 
-    /// The whole state in canonical bytes: two keyspaces are equal exactly when their dumps are. For tests and
-    /// for comparing replicas; it is no storage format.
+    /// The whole state in canonical bytes: two keyspaces are equal exactly when their dumps are. The content of
+    /// [`snapshot`](Self::snapshot), for tests.
     pub fn dump(&self) -> Vec<u8> {
         self.snapshot().dump()
     }
 
-    /// The data as they are now.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            databases: self.databases.iter().map(|database| database.tables().clone()).collect(),
-            sequence: self.sequence,
-            expired_keys: self.expired_keys,
-        }
+    /// Hash over all changes since the keyspace began: replicas that applied the same log have the same.
+    pub fn checksum(&self) -> u64 {
+        self.checksum.value()
     }
 
     /// Takes what FLUSHALL and FLUSHDB left, if anything, to be dropped elsewhere. Who does not ask pays in pieces:
@@ -223,48 +213,4 @@ impl Keyspace {
 #[derive(Debug)]
 pub struct Garbage {
     _remains: Vec<Remains>,
-}
-
-impl Snapshot {
-    /// The same bytes as [`Keyspace::dump`] at the moment of the snapshot.
-    pub fn dump(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        argv::put_varint(&mut out, self.sequence);
-        argv::put_varint(&mut out, self.expired_keys);
-        argv::put_varint(&mut out, self.databases.len() as u64);
-        for tables in &self.databases {
-            argv::put_varint(&mut out, tables.flushed());
-            argv::put_varint(&mut out, tables.used_memory());
-            argv::put_varint(&mut out, tables.expiring() as u64);
-            for slot in (0..SLOTS).filter_map(Slot::new) {
-                dump_slot(tables, slot, &mut out);
-            }
-        }
-        out
-    }
-}
-
-fn dump_slot(tables: &Tables, slot: Slot, out: &mut Vec<u8>) {
-    let deleted = tables.slot_deleted(slot);
-    let count = tables.count_in_slot(slot);
-    if deleted == 0 && count == 0 {
-        return;
-    }
-    argv::put_varint(out, u64::from(slot.number()));
-    argv::put_varint(out, deleted);
-    argv::put_varint(out, count as u64);
-    tables.visit_slot(slot, 0, &mut |_, key, record: Record<'_>| {
-        argv::put_varint(out, key.len() as u64);
-        out.extend_from_slice(key);
-        argv::put_varint(out, record.sequence);
-        argv::put_varint(out, record.deadline_ms.map_or(0, |deadline| deadline + 1));
-        match record.value {
-            ValueRef::String(bytes) => {
-                out.push(0);
-                argv::put_varint(out, bytes.len() as u64);
-                out.extend_from_slice(bytes);
-            }
-        }
-        true
-    });
 }

@@ -5,6 +5,7 @@
 //! time and seed arrive with the caller ([`Writer`], [`Reader`]), replies leave through a [`Sink`].
 
 pub mod argv;
+mod checksum;
 pub mod command;
 mod database;
 mod error;
@@ -14,6 +15,7 @@ mod keyspace;
 mod reader;
 mod sink;
 mod slot;
+mod snapshot;
 mod table;
 pub mod value;
 mod writer;
@@ -22,9 +24,10 @@ pub use argv::{ArgVec, Args};
 pub use command::{Command, Flags, Keys, Run, lookup};
 pub use error::{Error, Outcome};
 pub use introspect::unknown_command;
-pub use keyspace::{Garbage, Keyspace, Settings, Snapshot, Stats};
+pub use keyspace::{Garbage, Keyspace, Settings, Stats};
 pub use reader::Reader;
 pub use sink::{NullSink, Sink};
 pub use slot::{SLOTS, Slot, slot_of};
+pub use snapshot::{RestoreError, Snapshot};
 pub use table::Record;
 pub use writer::{Key, Writer};

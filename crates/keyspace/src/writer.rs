@@ -2,6 +2,7 @@
 
 use crate::{
     Keyspace,
+    checksum::Mutation,
     database::{Database, Locator},
     table::Record,
     value::ValueRef,
@@ -83,6 +84,7 @@ impl<'a> Writer<'a> {
         }
         let sequence = self.advance();
         let old_deadline = self.database().put(key.bytes, key.at, value, sequence, deadline_ms);
+        self.note(Mutation::Put { key: key.bytes, value, deadline_ms });
         if old_deadline.is_some_and(|deadline| deadline <= self.now_ms) {
             self.keyspace.expired_keys += 1;
         }
@@ -93,7 +95,8 @@ impl<'a> Writer<'a> {
     pub fn append(&mut self, key: Key<'_>, more: &[u8]) {
         self.expire(key);
         let sequence = self.advance();
-        self.database().append(key.bytes, key.at, more, sequence);
+        let len = self.database().append(key.bytes, key.at, more, sequence);
+        self.note(Mutation::Append { key: key.bytes, more, len });
     }
 
     /// Sets or takes away the deadline of a key that is there; false when it is not. A deadline that the clock has
@@ -106,6 +109,7 @@ impl<'a> Writer<'a> {
             return self.remove(key);
         }
         let sequence = self.advance();
+        self.note(Mutation::SetDeadline { key: key.bytes, deadline_ms });
         self.database().set_deadline(key.bytes, key.at, sequence, deadline_ms)
     }
 
@@ -116,6 +120,7 @@ impl<'a> Writer<'a> {
         let sequence = self.advance();
         self.database().remove(key.bytes, key.at, sequence);
         self.keyspace.expired_keys += u64::from(due);
+        self.note(Mutation::Remove { key: key.bytes });
         !due
     }
 
@@ -136,6 +141,7 @@ impl<'a> Writer<'a> {
         let sequence = self.advance();
         let Keyspace { databases, garbage, .. } = &mut *self.keyspace;
         databases[usize::from(db)].flush(sequence, garbage);
+        self.keyspace.checksum.note(db, sequence, Mutation::Flush);
     }
 
     fn expire(&mut self, key: Key<'_>) {
@@ -144,11 +150,18 @@ impl<'a> Writer<'a> {
             let sequence = self.advance();
             self.database().remove(key.bytes, key.at, sequence);
             self.keyspace.expired_keys += 1;
+            self.note(Mutation::Expire { key: key.bytes });
         }
     }
 
     fn database(&mut self) -> &mut Database {
         &mut self.keyspace.databases[usize::from(self.db)]
+    }
+
+    /// Takes a change into the checksum, under the sequence of the command.
+    fn note(&mut self, mutation: Mutation<'_>) {
+        let sequence = self.advance();
+        self.keyspace.checksum.note(self.db, sequence, mutation);
     }
 
     fn advance(&mut self) -> u64 {

@@ -110,6 +110,23 @@ impl Table {
         before(None)
     }
 
+    /// Stores a key that is not there, with a string. A long one is taken over, not copied.
+    pub(crate) fn load_string(
+        &mut self,
+        keys: &Hash,
+        key: &[u8],
+        hash: u64,
+        bytes: &mut Vec<u8>,
+        sequence: u64,
+        deadline_ms: Option<u64>,
+    ) {
+        let mut segment = self.root.segment_mut(keys, hash, 0, false);
+        if segment.is_full() {
+            segment = self.root.segment_mut(keys, hash, 0, true);
+        }
+        segment.load_string(key, hash, bytes, sequence, deadline_ms);
+    }
+
     /// Gives a key that is there another sequence and deadline.
     pub(crate) fn retime(
         &mut self,

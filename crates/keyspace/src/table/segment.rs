@@ -109,23 +109,45 @@ impl Segment {
 
     /// Adds a key that is not there.
     pub(super) fn insert(&mut self, key: &[u8], hash: u64, record: Record<'_>) {
-        let key_part = if key.len() <= MAX_INLINE { Ok(key) } else { Err(Arc::new(key.to_vec())) };
-        let (value_part, value_outside) = place(record.value);
-        let mut outside = Outside { key: None, value: value_outside };
-        let key_part = match key_part {
-            Ok(key) => Some(key),
-            Err(key) => {
-                outside.key = Some(key);
-                None
-            }
-        };
+        let (inline, outside) = place(record.value);
+        self.insert_placed(key, hash, inline, outside, record.sequence, record.deadline_ms);
+    }
+
+    /// Adds a key that is not there, with a string; a long one is taken over.
+    pub(super) fn load_string(
+        &mut self,
+        key: &[u8],
+        hash: u64,
+        bytes: &mut Vec<u8>,
+        sequence: u64,
+        deadline_ms: Option<u64>,
+    ) {
+        if bytes.len() <= MAX_INLINE {
+            self.insert_placed(key, hash, Some(bytes), None, sequence, deadline_ms);
+        } else {
+            let value = Value::String(Arc::new(std::mem::take(bytes)));
+            self.insert_placed(key, hash, None, Some(value), sequence, deadline_ms);
+        }
+    }
+
+    fn insert_placed(
+        &mut self,
+        key: &[u8],
+        hash: u64,
+        value: Option<&[u8]>,
+        value_outside: Option<Value>,
+        sequence: u64,
+        deadline_ms: Option<u64>,
+    ) {
+        let inline = key.len() <= MAX_INLINE;
+        let outside = Outside { key: (!inline).then(|| Arc::new(key.to_vec())), value: value_outside };
         let number = (outside.key.is_some() || outside.value.is_some()).then(|| self.add_outside(outside));
         grow(&mut self.tags, 1);
         self.tags.push(tag_of(hash));
         grow(&mut self.offsets, 1);
         self.offsets.push(0);
         let cell = self.len() - 1;
-        self.append_record(cell, key_part, value_part, record.sequence, record.deadline_ms, number);
+        self.append_record(cell, inline.then_some(key), value, sequence, deadline_ms, number);
     }
 
     /// Gives a key that is there another value, sequence and deadline.
