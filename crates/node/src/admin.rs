@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 /// Every call to another server ends by then.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -492,8 +492,25 @@ impl Node {
     /// The reason for the other server's log.
     pub async fn answer(&self, call: Call) -> Result<Answer, String> {
         match call {
+            Call::Adopt(request) => self.answer_adopt(request).await.map(Answer::Adopt),
             Call::Announce(request) => self.answer_announce(&request).map(Answer::Announce),
         }
+    }
+
+    async fn answer_adopt(&self, request: rpc::AdoptRequest) -> Result<rpc::AdoptReply, String> {
+        let create = serde_json::from_slice(&request.create)
+            .map_err(|error| format!("no usable first entry: {error}"))?;
+        let members = request.meta_members.into_iter();
+        let membership = Membership {
+            cluster_id: request.cluster_id,
+            server_id: request.server_id,
+            meta_members: members
+                .map(|member| MetaMember { server: member.server, addr: member.addr })
+                .collect(),
+            create,
+        };
+        self.adopt(membership).await.map_err(|error| error.to_string())?;
+        Ok(rpc::AdoptReply {})
     }
 
     fn answer_announce(&self, request: &rpc::AnnounceRequest) -> Result<rpc::AnnounceReply, String> {
@@ -549,20 +566,8 @@ impl Admin for AdminService {
     }
 
     async fn adopt(&self, request: Request<rpc::AdoptRequest>) -> Result<Response<rpc::AdoptReply>, Status> {
-        let request = request.into_inner();
-        let create = serde_json::from_slice(&request.create)
-            .map_err(|error| Status::invalid_argument(format!("no usable first entry: {error}")))?;
-        let members = request.meta_members.into_iter();
-        let membership = Membership {
-            cluster_id: request.cluster_id,
-            server_id: request.server_id,
-            meta_members: members
-                .map(|member| MetaMember { server: member.server, addr: member.addr })
-                .collect(),
-            create,
-        };
-        self.node.adopt(membership).await.map_err(|error| Status::failed_precondition(error.to_string()))?;
-        Ok(Response::new(rpc::AdoptReply {}))
+        let reply = self.node.answer_adopt(request.into_inner()).await;
+        Ok(Response::new(reply.map_err(Status::failed_precondition)?))
     }
 
     async fn status(&self, _: Request<rpc::StatusRequest>) -> Result<Response<rpc::StatusReply>, Status> {
@@ -640,6 +645,7 @@ impl Announcer {
                     node.hear(to);
                     node.learn_leaders(&reply.leaders, Some(asked));
                 }
+                Ok(other) => warn!(to = to.0, ?other, "an answer to another question"),
                 Err(error) => debug!(to = to.0, error, "announcement not answered"),
             }
         }

@@ -1,5 +1,6 @@
 //! Settings of one server, as the node needs them. Who reads files and flags is the caller's business.
 
+use kvorum_raft::wal::WalConfig;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct NodeConfig {
     pub write_timeout: Duration,
     /// A follower that does not have what its leader had this long ago answers stale reads `MASTERDOWN`.
     pub stale_bound: Duration,
+    /// The log's sizes and intervals.
+    pub wal: WalConfig,
     /// Worker threads of the runtime that Raft, the transport and apply share (never user work).
     pub raft_threads: usize,
 }
@@ -65,6 +68,7 @@ impl NodeConfig {
             read_mode: ReadMode::Lease,
             write_timeout: Duration::from_secs(5),
             stale_bound: Duration::from_secs(10),
+            wal: WalConfig::default(),
             raft_threads: 2,
         }
     }

@@ -15,6 +15,8 @@ use tonic::transport::Channel;
 /// What one server asks another.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Call {
+    /// Gives a virgin server its place in a cluster.
+    Adopt(rpc::AdoptRequest),
     /// Tells who leads, and asks the same.
     Announce(rpc::AnnounceRequest),
 }
@@ -22,6 +24,8 @@ pub enum Call {
 /// The answer to the [`Call`] of the same name.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Answer {
+    /// To [`Call::Adopt`].
+    Adopt(rpc::AdoptReply),
     /// To [`Call::Announce`].
     Announce(rpc::AnnounceReply),
 }
@@ -71,6 +75,9 @@ impl Contact for GrpcContact {
         let asking = async move {
             let mut client = admin_client::AdminClient::new(channel?);
             let answer = match call {
+                Call::Adopt(request) => {
+                    client.adopt(request).await.map(|reply| Answer::Adopt(reply.into_inner()))
+                }
                 Call::Announce(request) => {
                     client.announce(request).await.map(|reply| Answer::Announce(reply.into_inner()))
                 }

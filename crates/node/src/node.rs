@@ -13,7 +13,7 @@ use crate::replica::Replica;
 use crate::shard::Shard;
 use crate::views::Views;
 use kvorum_cluster::{Configure, Durability, ReplicaId, ServerId, ShardId, Topology, View};
-use kvorum_raft::wal::{Wal, WalConfig, WalError};
+use kvorum_raft::wal::{Wal, WalError};
 use kvorum_raft::{Environment, Group, GroupId, Host, HostConfig, HostError, Member, SyncMode, Timing};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -159,7 +159,7 @@ impl Node {
         let Platform { disk, transport, environment, .. } = &platform;
         let wal_dir = config.dir.join("wal");
         let identity = Identity::load(&**disk, &config.dir, &wal_dir, environment)?;
-        let (wal, recovery) = Wal::open_in(environment, Arc::clone(disk), wal_dir, WalConfig::default())?;
+        let (wal, recovery) = Wal::open_in(environment, Arc::clone(disk), wal_dir, config.wal.clone())?;
         info!(?recovery, "log opened");
         let timing = Timing {
             heartbeat_ms: config.timing.heartbeat_ms,
@@ -470,7 +470,11 @@ impl Node {
             Durability::QuorumMemory => SyncMode::Lazy,
             Durability::None => SyncMode::Never,
         });
-        let replica = Replica::new(LogClock::new(Arc::clone(&inner.platform.time)));
+        let replica = Replica::new(
+            (shard.id, me),
+            LogClock::new(Arc::clone(&inner.platform.time)),
+            inner.platform.observer.clone(),
+        );
         let group = inner.host.open(GroupId(shard.group), me.0, Arc::clone(&replica) as _).await?;
         let members = shard
             .replicas

@@ -5,6 +5,7 @@ use crate::clock::{SystemTimeSource, TimeSource};
 use crate::config::NodeConfig;
 use crate::contact::{Contact, GrpcContact};
 use crate::node::StartError;
+use kvorum_cluster::{ReplicaId, ShardId, ShardMachine};
 use kvorum_raft::disk::{Disk, StdDisk};
 use kvorum_raft::meta_store::{MetaStore, SledMetaStore};
 use kvorum_raft::{Environment, GrpcConfig, GrpcTransport, Transport};
@@ -23,8 +24,22 @@ pub struct Platform {
     pub contact: Arc<dyn Contact>,
     /// Monotonic time, tasks, and chance.
     pub environment: Environment,
+    /// Watches what replicas do; `None` in production.
+    pub observer: Option<Arc<dyn Observer>>,
     /// Wall time, and the same monotonic time once more, for the log's clock.
     pub time: Arc<dyn TimeSource>,
+}
+
+/// Watches the replicas of a server, so that a simulation can hold what they do against the invariants.
+pub trait Observer: Send + Sync + 'static {
+    /// A replica has applied an entry; `machine` is its state right after. `entry` is `None` for Raft's own entries.
+    fn applied(
+        &self,
+        replica: (ShardId, ReplicaId),
+        position: (u64, u64),
+        entry: Option<&[u8]>,
+        machine: &ShardMachine,
+    );
 }
 
 impl Platform {
@@ -42,6 +57,7 @@ impl Platform {
             transport: Arc::new(GrpcTransport::new(GrpcConfig::default())),
             contact: Arc::new(GrpcContact::default()),
             environment: Environment::real(),
+            observer: None,
             time: Arc::new(SystemTimeSource),
         })
     }

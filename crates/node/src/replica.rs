@@ -3,9 +3,10 @@
 
 use crate::batch::{Batch, ReplySink};
 use crate::clock::LogClock;
+use crate::platform::Observer;
 use crate::proposer::Submission;
 use bytes::Bytes;
-use kvorum_cluster::{Refusal, ShardMachine, Unwitnessed, Witness};
+use kvorum_cluster::{Refusal, ReplicaId, ShardId, ShardMachine, Unwitnessed, Witness};
 use kvorum_keyspace::{NullSink, Sink};
 use kvorum_raft::{Committed, Fatal, Local, Machine};
 use parking_lot::{Mutex, RwLock};
@@ -42,11 +43,19 @@ pub(crate) struct Replica {
     /// A reader met a key that is due by the leader's clock but not by the log's.
     pub(crate) tick_wanted: Notify,
     configured: AtomicBool,
+    id: (ShardId, ReplicaId),
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Replica {
-    pub(crate) fn new(clock: LogClock) -> Arc<Replica> {
+    pub(crate) fn new(
+        id: (ShardId, ReplicaId),
+        clock: LogClock,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Arc<Replica> {
         Arc::new(Replica {
+            id,
+            observer,
             machine: RwLock::new(ShardMachine::new()),
             clock,
             applied_clock_ms: AtomicU64::new(0),
@@ -158,6 +167,9 @@ impl Machine for Replica {
             }
         }
         .map_err(|error| Fatal(error.to_string()))?;
+        if let Some(observer) = &self.observer {
+            observer.applied(self.id, (entry.index, entry.term), Some(data), &machine);
+        }
         let (clock_ms, configured) = (machine.clock_ms(), machine.configured().is_some());
         drop(machine);
         self.applied(clock_ms, configured);
@@ -168,7 +180,11 @@ impl Machine for Replica {
     }
 
     fn blank(&self, index: u64, term: u64) {
-        self.machine.write().advance(index, term).expect("Raft hands entries over in order");
+        let mut machine = self.machine.write();
+        machine.advance(index, term).expect("Raft hands entries over in order");
+        if let Some(observer) = &self.observer {
+            observer.applied(self.id, (index, term), None, &machine);
+        }
     }
 }
 

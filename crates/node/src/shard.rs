@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// A replica on this server. Clones are cheap and mean the same replica.
 #[derive(Clone)]
@@ -125,6 +125,16 @@ impl Shard {
     /// Raft's view of this replica.
     pub fn status(&self) -> Arc<Status> {
         self.0.group.status().borrow().clone()
+    }
+
+    /// The same, with a way to wait for news.
+    pub fn statuses(&self) -> watch::Receiver<Arc<Status>> {
+        self.0.group.status()
+    }
+
+    /// Whether this replica may answer linearizable reads by its lease right now.
+    pub fn holds_lease(&self) -> bool {
+        self.0.group.lease().is_ok()
     }
 
     /// A leader that was asked at `asked` answered that it leads and had applied `index`.

@@ -135,13 +135,10 @@ fn serve_config(config: &Config) -> ServeConfig {
 
 fn node_config(config: &Config) -> NodeConfig {
     NodeConfig {
-        dir: config.dir.clone(),
-        host: config.announce_host.clone(),
         bind: match config.bind {
             IpAddr::V4(ip) => ip.to_string(),
             IpAddr::V6(ip) => format!("[{ip}]"),
         },
-        base_port: config.base_port,
         timing: Timing {
             heartbeat_ms: config.heartbeat_ms,
             election_min_ms: config.election_timeout_min_ms,
@@ -154,6 +151,7 @@ fn node_config(config: &Config) -> NodeConfig {
         write_timeout: Duration::from_millis(config.write_timeout_ms),
         stale_bound: Duration::from_millis(config.stale_read_limit_ms),
         raft_threads: raft_threads(config),
+        ..NodeConfig::new(config.dir.clone(), &config.announce_host, config.base_port)
     }
 }
 
