@@ -11,20 +11,30 @@ use serde::{Deserialize, Serialize};
 
 /// What this version of Kvorum can apply. Raised whenever an entry may hold something, or have an effect, that
 /// earlier versions do not know.
-pub const FEATURE_LEVEL: u16 = 1;
+pub const FEATURE_LEVEL: u16 = 2;
+
+/// What every version can apply: the level of an entry that holds nothing newer. A server that does not know an entry's
+/// level stops, so the builder raises the level of those entries only that need it.
+pub const BASE_LEVEL: u16 = 1;
+
+/// Since this level there is [`Part::Check`].
+pub const CHECK_LEVEL: u16 = 2;
 
 const FORMAT: u8 = 1;
 const HEADER_BYTES: usize = 20;
+const LEVEL_AT: usize = 2;
 const OUT_OF_MEMORY: u8 = 1;
 
 const COMMAND: u8 = 1;
 const CONFIGURE: u8 = 2;
 const TICK: u8 = 3;
+const CHECK: u8 = 4;
 
 /// What the leader decided for the whole entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
-    /// Lowest [`FEATURE_LEVEL`] that can apply the entry; at least 1.
+    /// Lowest [`FEATURE_LEVEL`] that can apply the entry, at least [`BASE_LEVEL`]. The builder raises it to what the
+    /// parts need.
     pub feature_level: u16,
     /// The leader's clock, in milliseconds since the epoch. The shard's time is the largest so far.
     pub clock_ms: u64,
@@ -51,6 +61,8 @@ pub enum Part<'a> {
         /// At most that many.
         limit: u64,
     },
+    /// Every replica takes note of its checksum here, so that they can be compared.
+    Check,
 }
 
 /// What a shard is, as its own log has it: the only authority on the slots it owns.
@@ -132,6 +144,20 @@ impl EntryBuilder {
         self
     }
 
+    /// Adds a comparison of the replicas. Only when every replica knows [`CHECK_LEVEL`].
+    pub fn check(&mut self) -> &mut EntryBuilder {
+        self.raise_level(CHECK_LEVEL);
+        self.bytes.push(CHECK);
+        self
+    }
+
+    fn raise_level(&mut self, level: u16) {
+        let at = &mut self.bytes[LEVEL_AT..LEVEL_AT + 2];
+        if u16::from_le_bytes([at[0], at[1]]) < level {
+            at.copy_from_slice(&level.to_le_bytes());
+        }
+    }
+
     /// Length of the entry so far.
     pub fn len_bytes(&self) -> usize {
         self.bytes.len()
@@ -171,7 +197,7 @@ impl<'a> Entry<'a> {
             return Err(EntryError::NewerFeatureLevel(feature_level));
         }
         if feature_level == 0 {
-            return Err(EntryError::Malformed { offset: 2 });
+            return Err(EntryError::Malformed { offset: LEVEL_AT });
         }
         if flags & !OUT_OF_MEMORY != 0 {
             return Err(EntryError::Malformed { offset: 1 });
@@ -188,12 +214,14 @@ impl<'a> Entry<'a> {
     /// The parts in order; after an error there are none.
     pub fn parts(&self) -> impl Iterator<Item = Result<Part<'a>, EntryError>> + use<'a> {
         let bytes = self.bytes;
+        let level = self.header.feature_level;
         let mut rest = &bytes[HEADER_BYTES..];
         std::iter::from_fn(move || {
             if rest.is_empty() {
                 return None;
             }
-            let part = take_part(&mut rest).ok_or(EntryError::Malformed { offset: bytes.len() - rest.len() });
+            let part =
+                take_part(&mut rest, level).ok_or(EntryError::Malformed { offset: bytes.len() - rest.len() });
             if part.is_err() {
                 rest = &[];
             }
@@ -203,7 +231,7 @@ impl<'a> Entry<'a> {
 }
 
 /// Takes one part off the front. On `None` `rest` is where the fault was found.
-fn take_part<'a>(rest: &mut &'a [u8]) -> Option<Part<'a>> {
+fn take_part<'a>(rest: &mut &'a [u8], level: u16) -> Option<Part<'a>> {
     let (&kind, after) = rest.split_first()?;
     match kind {
         COMMAND => {
@@ -225,6 +253,10 @@ fn take_part<'a>(rest: &mut &'a [u8]) -> Option<Part<'a>> {
         TICK => {
             *rest = after;
             Some(Part::Tick { limit: argv::take_varint(rest).ok()? })
+        }
+        CHECK if level >= CHECK_LEVEL => {
+            *rest = after;
+            Some(Part::Check)
         }
         _ => None,
     }

@@ -23,14 +23,16 @@ mod shard;
 mod slots;
 mod topology;
 
-pub use entry::{Configure, Entry, EntryBuilder, EntryError, FEATURE_LEVEL, Header, Part};
+pub use entry::{
+    BASE_LEVEL, CHECK_LEVEL, Configure, Entry, EntryBuilder, EntryError, FEATURE_LEVEL, Header, Part,
+};
 pub use ids::{NodeId, ParseNodeIdError, ReplicaId, ServerId, ShardId};
 pub use leaders::{Leader, Leaders, View};
 pub use meta::{Create, MetaCommand, MetaError, MetaFault, MetaMachine, MetaRefusal, NewServer};
 pub use place::{MAX_SHARDS, place, slots_of_shard};
 pub use random::SplitMix64;
 pub use route::{Intent, Route, route};
-pub use shard::{Refusal, ShardMachine, Unwitnessed, Witness};
+pub use shard::{Note, Refusal, RestoreError, ShardMachine, ShardSnapshot, Unwitnessed, Witness};
 pub use slots::{ParseSlotsError, SlotSet};
 pub use topology::{
     Durability, Layout, Mode, ParseDurabilityError, ParseModeError, Replica, Server, Shard, Topology,

@@ -5,7 +5,9 @@
 //! nothing; an entry that this version cannot read stops the server. Each change gives a higher version; a command
 //! that changes nothing keeps it.
 
-use crate::{Durability, Layout, MAX_SHARDS, Mode, Server, ServerId, Topology, TopologyError, hex, place};
+use crate::{
+    Durability, Layout, MAX_SHARDS, Mode, RestoreError, Server, ServerId, Topology, TopologyError, hex, place,
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -80,7 +82,7 @@ struct Envelope {
     command: MetaCommand,
 }
 
-/// What stays readable of an envelope of any format.
+/// What stays readable of an envelope, or of a snapshot, of any format.
 #[derive(Deserialize)]
 struct AnyEnvelope {
     format: u32,
@@ -157,6 +159,15 @@ pub struct MetaMachine {
     topology: Option<Arc<Topology>>,
 }
 
+/// The persisted form of the state.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    format: u32,
+    applied: Option<u64>,
+    topology: Option<Topology>,
+}
+
 impl MetaMachine {
     /// The state at the beginning of the log: there is no cluster.
     pub fn new() -> MetaMachine {
@@ -188,6 +199,27 @@ impl MetaMachine {
     /// Index of the last entry applied; `None` before the first.
     pub fn applied(&self) -> Option<u64> {
         self.applied
+    }
+
+    /// The state as it is now, as JSON. `docs/data-on-disk.md`, "Snapshot content", has its fields.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let topology = self.topology.as_deref().cloned();
+        let state = State { format: FORMAT, applied: self.applied, topology };
+        serde_json::to_vec(&state).expect("numbers and texts have a JSON form")
+    }
+
+    /// The state that a snapshot was taken of. What this version does not know is refused, not skipped.
+    pub fn restore(snapshot: &[u8]) -> Result<MetaMachine, RestoreError> {
+        let malformed = |error: serde_json::Error| RestoreError::Malformed(error.to_string());
+        let AnyEnvelope { format } = serde_json::from_slice(snapshot).map_err(malformed)?;
+        if format != FORMAT {
+            return Err(RestoreError::UnknownFormat(format));
+        }
+        let State { applied, topology, .. } = serde_json::from_slice(snapshot).map_err(malformed)?;
+        if applied.is_none() && topology.is_some() {
+            return Err(RestoreError::Malformed("a cluster before the first entry".into()));
+        }
+        Ok(MetaMachine { applied, topology: topology.map(Arc::new) })
     }
 
     fn check_index(&self, index: u64) -> Result<(), MetaFault> {

@@ -6,8 +6,12 @@
 //!
 //! Left out: who leads, when to tick, how replies reach a client.
 
+mod snapshot;
+
 use crate::{Configure, Entry, EntryError, Header, Mode, Part, SplitMix64};
 use kvorum_keyspace::{Args, Command, Error, Flags, Keyspace, Run, Settings, Sink, Slot, lookup, slot_of};
+pub use snapshot::{RestoreError, ShardSnapshot};
+use std::collections::VecDeque;
 
 /// The state machine of one replica.
 #[derive(Debug)]
@@ -17,8 +21,22 @@ pub struct ShardMachine {
     clock_ms: u64,
     configuration: Option<Configure>,
     keyspace: Keyspace,
+    /// The last few, ascending.
+    notes: VecDeque<Note>,
     stopped: bool,
 }
+
+/// What a replica's checksum was at one place of the log: the same on every replica, or one of them is wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Note {
+    /// Index of the entry whose [`Part::Check`] this is.
+    pub index: u64,
+    /// The checksum after everything before it in the log.
+    pub checksum: u64,
+}
+
+/// How many notes a replica keeps.
+const NOTES: usize = 16;
 
 /// Who watches the commands of an entry: the leader, for the replies. Followers pass [`Unwitnessed`].
 ///
@@ -71,6 +89,7 @@ impl ShardMachine {
             clock_ms: 0,
             configuration: None,
             keyspace: Keyspace::new(Settings { databases: 1, hash_seed: [0; 16] }),
+            notes: VecDeque::new(),
             stopped: false,
         }
     }
@@ -84,7 +103,7 @@ impl ShardMachine {
         entry: &[u8],
         witness: &mut dyn Witness,
     ) -> Result<(), EntryError> {
-        let result = self.check_position(index, term).and_then(|()| self.apply_parts(entry, witness));
+        let result = self.check_position(index, term).and_then(|()| self.apply_parts(index, entry, witness));
         self.settle(index, term, result)
     }
 
@@ -149,6 +168,22 @@ impl ShardMachine {
         &self.keyspace
     }
 
+    /// Checksum over everything that was done to the data: two replicas that have applied the same log have the same,
+    /// and replicas that differ in what they did have different ones.
+    pub fn checksum(&self) -> u64 {
+        self.keyspace.checksum()
+    }
+
+    /// What the checksum was at the last few [`Part::Check`]s, ascending by index.
+    pub fn notes(&self) -> impl DoubleEndedIterator<Item = Note> + '_ {
+        self.notes.iter().copied()
+    }
+
+    /// The last of the [`notes`](Self::notes).
+    pub fn noted(&self) -> Option<Note> {
+        self.notes.back().copied()
+    }
+
     /// Whether the shard owns a slot.
     pub fn owns(&self, slot: Slot) -> bool {
         !self.stopped
@@ -187,7 +222,7 @@ impl ShardMachine {
         result
     }
 
-    fn apply_parts(&mut self, bytes: &[u8], witness: &mut dyn Witness) -> Result<(), EntryError> {
+    fn apply_parts(&mut self, index: u64, bytes: &[u8], witness: &mut dyn Witness) -> Result<(), EntryError> {
         let entry = Entry::decode(bytes)?;
         let header = entry.header;
         // A leader that was deposed and elected again may propose before it has applied what came in between, with a
@@ -205,9 +240,22 @@ impl ShardMachine {
                 Part::Tick { limit } => {
                     self.keyspace.expire_due(self.clock_ms, usize::try_from(limit).unwrap_or(usize::MAX));
                 }
+                Part::Check => self.note(index),
             }
         }
         Ok(())
+    }
+
+    fn note(&mut self, index: u64) {
+        let note = Note { index, checksum: self.checksum() };
+        match self.notes.back_mut() {
+            // A second one in the same entry.
+            Some(last) if last.index == index => *last = note,
+            _ => self.notes.push_back(note),
+        }
+        if self.notes.len() > NOTES {
+            self.notes.pop_front();
+        }
     }
 
     fn apply_command(

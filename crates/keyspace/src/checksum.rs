@@ -48,6 +48,13 @@ impl Checksum {
         self.0
     }
 
+    /// The checksum and these numbers in one.
+    pub(crate) fn with(mut self, numbers: &[u64]) -> u64 {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        self.take(&bytes);
+        self.0
+    }
+
     /// Takes in a change that a database went through at a change sequence.
     #[inline]
     pub(crate) fn note(&mut self, db: u16, sequence: u64, mutation: Mutation<'_>) {
@@ -117,5 +124,6 @@ mod tests {
                 589969180582288931,
             ]
         );
+        assert_eq!(checksum.with(&[1, 2, 3]), 9834842728901098897);
     }
 }

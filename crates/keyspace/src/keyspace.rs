@@ -192,9 +192,15 @@ impl Keyspace {
         self.snapshot().dump()
     }
 
-    /// Hash over all changes since the keyspace began: replicas that applied the same log have the same.
+    /// Hash over all changes since the keyspace began, and over the counts of what is there: replicas that applied the
+    /// same log have the same. Persisted and frozen: `docs/data-on-disk.md`, "Checksum".
     pub fn checksum(&self) -> u64 {
-        self.checksum.value()
+        let mut counts = vec![self.sequence, self.expired_keys];
+        for database in &self.databases {
+            let tables = database.tables();
+            counts.extend([tables.len() as u64, tables.expiring() as u64, tables.flushed()]);
+        }
+        self.checksum.with(&counts)
     }
 
     /// Takes what FLUSHALL and FLUSHDB left, if anything, to be dropped elsewhere. Who does not ask pays in pieces:

@@ -28,6 +28,6 @@ pub use keyspace::{Garbage, Keyspace, Settings, Stats};
 pub use reader::Reader;
 pub use sink::{NullSink, Sink};
 pub use slot::{SLOTS, Slot, slot_of};
-pub use snapshot::{RestoreError, Snapshot};
+pub use snapshot::{RestoreError, Snapshot, read_number};
 pub use table::Record;
 pub use writer::{Key, Writer};

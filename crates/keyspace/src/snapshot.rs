@@ -102,7 +102,7 @@ impl Keyspace {
         let mut checksum = [0; 8];
         from.read_exact(&mut checksum)?;
         keyspace.checksum = Checksum::restored(u64::from_le_bytes(checksum));
-        let databases = number(from)?;
+        let databases = read_number(from)?;
         if databases != u64::from(keyspace.databases()) {
             return Err(RestoreError::Malformed("another number of databases"));
         }
@@ -219,7 +219,7 @@ fn read_database<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<Loader
         let slot = slot.ok_or(RestoreError::Malformed("a slot that is not in order"))?;
         next = slot.number() + 1;
         let deleted = sequence(keyspace, from)?;
-        let count = number(from)?;
+        let count = read_number(from)?;
         if deleted == 0 && count == 0 {
             return Err(RestoreError::Malformed("a slot without anything"));
         }
@@ -231,7 +231,7 @@ fn read_database<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<Loader
                 return Err(RestoreError::Malformed("a value of an unknown type"));
             }
             let sequence = sequence(keyspace, from)?;
-            let deadline_ms = if kind & HAS_DEADLINE != 0 { Some(number(from)?) } else { None };
+            let deadline_ms = if kind & HAS_DEADLINE != 0 { Some(read_number(from)?) } else { None };
             if deadline_ms.is_some_and(|deadline| deadline > MAX_DEADLINE) {
                 return Err(RestoreError::Malformed("a deadline that cannot be"));
             }
@@ -251,7 +251,7 @@ fn read_database<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<Loader
         }
         keys += count;
     }
-    if (number(from)?, number(from)?) != (keys, expiring) {
+    if (read_number(from)?, read_number(from)?) != (keys, expiring) {
         return Err(RestoreError::Malformed("other numbers of keys"));
     }
     Ok(database)
@@ -259,7 +259,7 @@ fn read_database<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<Loader
 
 /// A change sequence that the keyspace has reached.
 fn sequence<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<u64, RestoreError> {
-    let sequence = number(from)?;
+    let sequence = read_number(from)?;
     if sequence > keyspace.sequence {
         return Err(RestoreError::Malformed("a change from the future"));
     }
@@ -267,7 +267,7 @@ fn sequence<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<u64, Restor
 }
 
 fn count<R: BufRead>(from: &mut R) -> Result<u64, RestoreError> {
-    let count = number(from)?;
+    let count = read_number(from)?;
     if count >= COUNT_LIMIT {
         return Err(RestoreError::Malformed("a count that cannot be"));
     }
@@ -291,7 +291,8 @@ fn byte<R: BufRead>(from: &mut R) -> Result<u8, RestoreError> {
     Ok(byte)
 }
 
-fn number<R: BufRead>(from: &mut R) -> Result<u64, RestoreError> {
+/// Reads an unsigned LEB128 number in its one, shortest form.
+pub fn read_number<R: BufRead>(from: &mut R) -> Result<u64, RestoreError> {
     let mut number = 0u64;
     for shift in (0..64).step_by(7) {
         let byte = byte(from)?;
@@ -311,7 +312,8 @@ fn number<R: BufRead>(from: &mut R) -> Result<u64, RestoreError> {
 /// Reads a text of any length. Memory grows with what has been read, not with what was promised, and in the end it
 /// is as long as the text.
 fn text<R: BufRead>(from: &mut R, text: &mut Vec<u8>) -> Result<(), RestoreError> {
-    let len = usize::try_from(number(from)?).map_err(|_| RestoreError::Malformed("a text without end"))?;
+    let len =
+        usize::try_from(read_number(from)?).map_err(|_| RestoreError::Malformed("a text without end"))?;
     text.clear();
     while text.len() < len {
         let missing = len - text.len();

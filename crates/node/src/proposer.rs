@@ -10,7 +10,7 @@ use crate::replica::{Pending, Replica, Waiting, local};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use kvorum_cluster::{Configure, EntryBuilder, FEATURE_LEVEL, Header};
+use kvorum_cluster::{BASE_LEVEL, Configure, EntryBuilder, Header};
 use kvorum_raft::wal::Wal;
 use kvorum_raft::{Environment, Group, NotLeased, ProposeError};
 use std::sync::Arc;
@@ -179,7 +179,7 @@ impl Proposer {
 
     fn header(&self) -> Header {
         let clock_ms = self.replica.clock.now_ms();
-        Header { feature_level: FEATURE_LEVEL, clock_ms, seed: self.environment.draw(), out_of_memory: false }
+        Header { feature_level: BASE_LEVEL, clock_ms, seed: self.environment.draw(), out_of_memory: false }
     }
 
     async fn propose(&mut self, in_flight: &mut FuturesUnordered<InFlight>, submissions: Vec<Submission>) {

@@ -1,6 +1,7 @@
 use crate::support::pack;
 use kvorum_cluster::{
-    Configure, Entry, EntryBuilder, EntryError, FEATURE_LEVEL, Header, Mode, Part, ShardId, SlotSet,
+    BASE_LEVEL, CHECK_LEVEL, Configure, Entry, EntryBuilder, EntryError, FEATURE_LEVEL, Header, Mode, Part,
+    ShardId, SlotSet,
 };
 use proptest::prelude::*;
 
@@ -55,6 +56,20 @@ fn the_persisted_form() {
     );
 }
 
+/// Only the entries that need it have the higher level: a server that is not upgraded yet stops at those alone.
+#[test]
+fn a_check_raises_the_level_of_its_entry() {
+    let mut entry = EntryBuilder::new(HEADER);
+    entry.command(0, &pack("SET k v")).check();
+    let bytes = entry.finish();
+    let mut expected = vec![1, 0, 2, 0, 4, 3, 2, 1, 0, 0, 0, 0, 0xb0, 0xa0, 0, 0, 0, 0, 0, 0];
+    expected.extend(b"\x01\x00\x03\x03SET\x01k\x01v");
+    expected.push(4);
+    assert_eq!(bytes, expected);
+    assert_eq!(Entry::decode(&bytes).unwrap().header, Header { feature_level: 2, ..HEADER });
+    assert_eq!(parts(&bytes).unwrap()[1], Part::Check);
+}
+
 #[test]
 fn out_of_memory_is_a_flag() {
     let header = Header { out_of_memory: true, ..HEADER };
@@ -107,7 +122,8 @@ fn malformed_entries() {
         ("feature level 0", no_level, 2),
         ("an unknown flag", unknown_flag, 1),
         ("part kind 0", with(&[0]), 20),
-        ("an unknown part", with(&[4]), 20),
+        ("a check in an entry of level 1", with(&[4]), 20),
+        ("an unknown part", with(&[5]), 20),
         ("a part after a good one", with(&[3, 5, 9]), 22),
         ("a command without a database", with(&[1]), 21),
         ("database 65536", with(&[1, 0x80, 0x80, 4, 1, 0]), 24),
@@ -150,14 +166,15 @@ type AnyPart = (u8, u16, Vec<Vec<u8>>, u64);
 
 fn any_part() -> impl Strategy<Value = AnyPart> {
     let argv = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..12);
-    (0u8..3, any::<u16>(), argv, any::<u64>())
+    (0u8..4, any::<u16>(), argv, any::<u64>())
 }
 
 fn part((kind, db, argv, number): &AnyPart) -> Part<'_> {
     match kind {
         0 => Part::Command { db: *db, argv: argv.iter().map(Vec::as_slice).collect() },
         1 => Part::Configure(Configure { version: *number, slots: SlotSet::EMPTY, ..configure() }),
-        _ => Part::Tick { limit: *number },
+        2 => Part::Tick { limit: *number },
+        _ => Part::Check,
     }
 }
 
@@ -182,9 +199,14 @@ proptest! {
                 Part::Tick { limit } => {
                     builder.tick(*limit);
                 }
+                Part::Check => {
+                    builder.check();
+                }
             }
         }
         let bytes = builder.finish();
+        let needed = if any.iter().any(|part| part.0 == 3) { CHECK_LEVEL } else { BASE_LEVEL };
+        let header = Header { feature_level: feature_level.max(needed), ..header };
         prop_assert_eq!(Entry::decode(&bytes).unwrap().header, header);
         let (read, built): (_, Vec<Part<'_>>) = (parts(&bytes).unwrap(), any.iter().map(part).collect());
         prop_assert_eq!(read, built);

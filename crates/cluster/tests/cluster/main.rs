@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, which the lint does not take for tests")]
 
 mod describe;
+mod determinism;
 mod entry;
 mod meta;
 mod route;
 mod shard;
+mod snapshot;
 mod support;
 mod topology;
