@@ -1,6 +1,7 @@
 //! The cluster as pure data and functions: who is there ([`Topology`]), who leads ([`Leaders`]), where a command
 //! goes ([`route()`]), what a cluster shows to its clients ([`describe`]), and the two state machines that Raft
-//! drives: [`MetaMachine`] decides the topology, [`ShardMachine`] holds the data of one shard.
+//! drives: [`MetaMachine`] decides the topology, [`ShardMachine`] holds the data of one shard. [`checks`] says which
+//! replica of a shard is wrong.
 //!
 //! Contract: no clock, no entropy, no task, no IO. Same state and same entry give the same bytes on every replica,
 //! for ever; time and randomness arrive inside entries.
@@ -10,6 +11,7 @@
 //!
 //! Left out: moving slots, replacing servers, zones; they come with the migration of slots.
 
+pub mod checks;
 pub mod describe;
 pub mod entry;
 mod hex;

@@ -4,7 +4,7 @@
 
 mod support;
 
-use kvorum_keyspace::{Slot, slot_of};
+use kvorum_keyspace::{Keyspace, Settings, Slot, argv, slot_of};
 use proptest::{collection::vec, prelude::*};
 use std::collections::{BTreeMap, BTreeSet};
 use support::{Bare, Reply};
@@ -160,6 +160,16 @@ fn scan_all(bare: &mut Bare, count: usize, mut between: impl FnMut(&mut Bare)) -
     }
 }
 
+/// Everything there is, but not the checksum.
+fn state(bare: &Bare) -> Vec<u8> {
+    let dump = bare.keyspace.dump();
+    let mut rest = dump.as_slice();
+    argv::take_varint(&mut rest).unwrap();
+    argv::take_varint(&mut rest).unwrap();
+    let at = dump.len() - rest.len();
+    [&dump[..at], &dump[at + 8..]].concat()
+}
+
 fn invariant_counts_agree(bare: &Bare) {
     let counted: usize =
         (0..16384).filter_map(Slot::new).map(|slot| bare.keyspace.count_in_slot(0, slot)).sum();
@@ -224,6 +234,45 @@ proptest! {
         let mut alone = Bare::new();
         before.iter().chain(&after).for_each(|step| apply(&mut alone, step));
         prop_assert_eq!(bare.keyspace.dump(), alone.keyspace.dump());
+    }
+
+    /// Once two keyspaces went different ways, their checksums differ for ever, also when they come to hold the same.
+    #[test]
+    fn the_checksum_remembers_every_difference(
+        before in vec(step(), 0..10), a in step(), b in step(), after in vec(step(), 0..10),
+    ) {
+        let run = |this: &Step| {
+            let mut bare = Bare::new();
+            let mut way = Vec::new();
+            for step in before.iter().chain([this]).chain(&after).chain([&Step::Flush]) {
+                apply(&mut bare, step);
+                way.push(state(&bare));
+            }
+            way.dedup();
+            (way, bare.keyspace.checksum())
+        };
+        let (a, b) = (run(&a), run(&b));
+        prop_assert!(a.0 == b.0 || a.1 != b.1);
+    }
+
+    #[test]
+    fn a_restored_keyspace_goes_on_alike(before in vec(step(), 1..30), after in vec(step(), 1..30)) {
+        let mut bare = Bare::new();
+        before.iter().for_each(|step| apply(&mut bare, step));
+        let mut other = Bare::new();
+        let settings = Settings { databases: 16, hash_seed: *b"sixteen bytes ok" };
+        other.keyspace = Keyspace::restore(settings, &mut bare.keyspace.dump().as_slice()).unwrap();
+        other.now_ms = bare.now_ms;
+        invariant_counts_agree(&other);
+        for step in &after {
+            apply(&mut bare, step);
+            apply(&mut other, step);
+            prop_assert_eq!(bare.keyspace.checksum(), other.keyspace.checksum());
+        }
+        invariant_counts_agree(&other);
+        prop_assert_eq!(bare.keyspace.dump(), other.keyspace.dump());
+        prop_assert_eq!(bare.keyspace.used_memory(), other.keyspace.used_memory());
+        prop_assert_eq!(bare.keyspace.next_deadline(), other.keyspace.next_deadline());
     }
 
     #[test]

@@ -224,3 +224,55 @@ fn a_writer_that_fails_is_told_once() {
     }
     snapshot.write(&mut Full(len)).unwrap();
 }
+
+/// Each way to change something, and each detail of it, is in the checksum, though FLUSHALL makes all of them equal.
+#[test]
+fn no_two_changes_have_one_checksum() {
+    let mut seen = std::collections::BTreeMap::new();
+    for line in [
+        "GET a",
+        "SET a 1",
+        "SET a 2",
+        "SET b 1",
+        "SET ab 1",
+        "SET a b1",
+        "SET a 1 PXAT 1700000100000",
+        "SET a 1 PXAT 1700000100001",
+        "APPEND a 1",
+        "APPEND a 2",
+        "APPEND b 1",
+        "APPEND there 1",
+        "PEXPIREAT there 1700000100000",
+        "PEXPIREAT there 1700000100001",
+        "PEXPIREAT soon 1700000100000",
+        "PERSIST soon",
+        "DEL there",
+        "DEL soon",
+        "DEL gone",
+        "FLUSHDB",
+    ] {
+        for db in [0, 1] {
+            let mut bare = empty();
+            bare.db = db;
+            bare.line("SET there v");
+            bare.line("SET soon v PX 1000");
+            bare.line("SET gone v PX 10");
+            bare.now_ms += 10;
+            bare.line(line);
+            bare.line("SET end 1");
+            bare.line("FLUSHALL");
+            let other = seen.insert(bare.keyspace.checksum(), (line, db));
+            assert_eq!(other, None, "{line} in {db}");
+        }
+    }
+    // A key that went by itself is not one that was removed.
+    let expired = |line: &str| {
+        let mut bare = empty();
+        bare.line("SET gone v PX 10");
+        bare.line("SET last v PX 20");
+        bare.now_ms += 10;
+        bare.line(line);
+        bare.keyspace.checksum()
+    };
+    assert_ne!(expired("GETDEL gone"), expired("GETDEL last"));
+}
