@@ -2,10 +2,11 @@
 //! needs: its creation, and which servers are up.
 
 use crate::views::Views;
-use kvorum_cluster::{MetaCommand, MetaError, MetaMachine, ServerId};
+use kvorum_cluster::{MetaCommand, MetaError, MetaMachine, ServerId, Topology};
 use kvorum_raft::meta_store::MetaStore;
-use kvorum_raft::{Committed, Fatal, Group, Machine, ProposeError};
+use kvorum_raft::{Committed, Fatal, Group, Image, Machine, ProposeError};
 use parking_lot::Mutex;
+use std::io::{self, Read};
 use std::sync::Arc;
 use tracing::{info, warn};
 
@@ -14,6 +15,9 @@ pub(crate) const META_GROUP: u64 = 0;
 
 /// Key of the cached topology in the server's [`MetaStore`].
 pub(crate) const CACHED_TOPOLOGY: &[u8] = b"topology";
+
+/// Far beyond what the largest topology takes.
+const SNAPSHOT_BYTES_MAX: u64 = 256 << 20;
 
 /// Applies the meta group's log to the topology.
 pub(crate) struct MetaReplica {
@@ -25,6 +29,15 @@ pub(crate) struct MetaReplica {
 impl MetaReplica {
     pub(crate) fn new(views: Arc<Views>, store: Arc<dyn MetaStore>) -> Arc<MetaReplica> {
         Arc::new(MetaReplica { machine: Mutex::new(MetaMachine::new()), views, store })
+    }
+
+    fn publish(&self, topology: Arc<Topology>) {
+        let bytes = serde_json::to_vec(&*topology).expect("a topology is plain data");
+        // The cache only shortens a restart; the meta group's log is what counts.
+        if let Err(error) = self.store.put(CACHED_TOPOLOGY, &bytes).and_then(|()| self.store.flush()) {
+            warn!(%error, "cannot cache the topology");
+        }
+        self.views.learn_topology(topology);
     }
 }
 
@@ -44,18 +57,38 @@ impl Machine for MetaReplica {
         let Some(topology) = machine.topology() else { return Ok(()) };
         drop(machine);
         if before != Some(topology.version) {
-            let bytes = serde_json::to_vec(&*topology).expect("a topology is plain data");
-            // The cache only shortens a restart; the meta group's log is what counts.
-            if let Err(error) = self.store.put(CACHED_TOPOLOGY, &bytes).and_then(|()| self.store.flush()) {
-                warn!(%error, "cannot cache the topology");
-            }
-            self.views.learn_topology(topology);
+            self.publish(topology);
         }
         Ok(())
     }
 
     fn blank(&self, index: u64, _: u64) {
         self.machine.lock().advance(index).expect("Raft hands entries over in order");
+    }
+
+    fn snapshot(&self) -> Box<dyn Image> {
+        Box::new(Frozen(self.machine.lock().clone()))
+    }
+
+    fn restore(&self, content: &mut dyn io::Read) -> Result<(), Fatal> {
+        let mut bytes = Vec::new();
+        content.take(SNAPSHOT_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| Fatal(error.to_string()))?;
+        let restored = MetaMachine::restore(&bytes).map_err(|error| Fatal(error.to_string()))?;
+        let topology = restored.topology();
+        *self.machine.lock() = restored;
+        if let Some(topology) = topology {
+            self.publish(topology);
+        }
+        Ok(())
+    }
+}
+
+/// The meta group's state at one place of its log.
+struct Frozen(MetaMachine);
+
+impl Image for Frozen {
+    fn write(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(&self.0.snapshot())
     }
 }
 

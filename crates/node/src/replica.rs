@@ -6,10 +6,11 @@ use crate::clock::LogClock;
 use crate::platform::Observer;
 use crate::proposer::Submission;
 use bytes::Bytes;
-use kvorum_cluster::{Refusal, ReplicaId, ShardId, ShardMachine, Unwitnessed, Witness};
+use kvorum_cluster::{Refusal, ReplicaId, ShardId, ShardMachine, ShardSnapshot, Unwitnessed, Witness};
 use kvorum_keyspace::{NullSink, Sink};
-use kvorum_raft::{Committed, Fatal, Local, Machine};
+use kvorum_raft::{Committed, Fatal, Image, Local, Machine};
 use parking_lot::{Mutex, RwLock};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
@@ -185,6 +186,29 @@ impl Machine for Replica {
         if let Some(observer) = &self.observer {
             observer.applied(self.id, (index, term), None, &machine);
         }
+    }
+
+    fn snapshot(&self) -> Box<dyn Image> {
+        Box::new(Frozen(self.machine.read().snapshot()))
+    }
+
+    fn restore(&self, content: &mut dyn io::Read) -> Result<(), Fatal> {
+        let restored = ShardMachine::restore(content).map_err(|error| Fatal(error.to_string()))?;
+        let (clock_ms, configured) = (restored.clock_ms(), restored.configured().is_some());
+        let replaced = std::mem::replace(&mut *self.machine.write(), restored);
+        self.applied(clock_ms, configured);
+        // All of the old data may go with it: not while readers wait for the lock.
+        drop(replaced);
+        Ok(())
+    }
+}
+
+/// The shard's state at one place of its log.
+struct Frozen(ShardSnapshot);
+
+impl Image for Frozen {
+    fn write(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()> {
+        self.0.write(out)
     }
 }
 

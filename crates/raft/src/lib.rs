@@ -41,7 +41,7 @@ pub use group::{
 };
 pub use host::{Host, HostConfig, HostError, Timing};
 pub use lease::{LEASE_MARGIN_PERCENT, NotLeased};
-pub use machine::{Committed, Fatal, Machine};
+pub use machine::{Committed, Fatal, Image, Machine};
 pub use transport::{
     Append, AppendSession, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound, Link,
     LinkError, LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport, Weather,

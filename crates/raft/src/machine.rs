@@ -46,6 +46,19 @@ pub trait Machine: Send + Sync + 'static {
 
     /// An entry of Raft's own stands at `index`: the first of a leader's term, or a change of members.
     fn blank(&self, index: u64, term: u64);
+
+    /// The state as it is now, between two entries. Takes no longer than an entry: it copies roots, not data.
+    fn snapshot(&self) -> Box<dyn Image>;
+
+    /// Replaces the state by the content of a snapshot, all of `content` and nothing else. The content is proven to be whole
+    /// and understood before anything is replaced: after an error nothing has changed. May take its time; no entry is applied meanwhile.
+    fn restore(&self, content: &mut dyn io::Read) -> Result<(), Fatal>;
+}
+
+/// A frozen state. It is written in the background while the machine goes on, and dropped there.
+pub trait Image: Send + 'static {
+    /// Writes the state, in pieces of bounded size.
+    fn write(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
 /// Snapshots come later; nothing can make a value of this type.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Read, Write},
     path::PathBuf,
     sync::{
         Arc,
@@ -13,8 +14,8 @@ use std::{
 
 use bytes::Bytes;
 use kvorum_raft::{
-    Committed, Environment, Fatal, Group, GroupId, Host, HostConfig, Local, LocalNetwork, Machine, Member,
-    Role, Status, Timing, Transport,
+    Committed, Environment, Fatal, Group, GroupId, Host, HostConfig, Image, Local, LocalNetwork, Machine,
+    Member, Role, Status, Timing, Transport,
     disk::MemoryDisk,
     wal::{Wal, WalConfig},
 };
@@ -31,6 +32,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Recorder {
     pub(crate) entries: Mutex<Vec<(u64, Bytes)>>,
     pub(crate) locals: AtomicUsize,
+    /// Snapshots it took its state from.
+    pub(crate) restored: AtomicUsize,
     /// An entry with this content is refused (`fail`) or makes it panic (`panic`).
     poison: Option<&'static str>,
 }
@@ -67,6 +70,45 @@ impl Machine for Recorder {
     }
 
     fn blank(&self, _index: u64, _term: u64) {}
+
+    fn snapshot(&self) -> Box<dyn Image> {
+        Box::new(Copied(self.entries.lock().clone()))
+    }
+
+    fn restore(&self, content: &mut dyn Read) -> Result<(), Fatal> {
+        let mut bytes = Vec::new();
+        content.read_to_end(&mut bytes).map_err(|error| Fatal(error.to_string()))?;
+        let entries = read_entries(&bytes).ok_or_else(|| Fatal("no list of entries".to_owned()))?;
+        *self.entries.lock() = entries;
+        self.restored.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// What was applied up to some entry. As bytes: for each entry its index, its length, and its content.
+struct Copied(Vec<(u64, Bytes)>);
+
+impl Image for Copied {
+    fn write(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        for (index, content) in &self.0 {
+            out.write_all(&index.to_le_bytes())?;
+            out.write_all(&(content.len() as u64).to_le_bytes())?;
+            out.write_all(content)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_entries(mut bytes: &[u8]) -> Option<Vec<(u64, Bytes)>> {
+    let mut entries = Vec::new();
+    while !bytes.is_empty() {
+        let index = u64::from_le_bytes(*bytes.first_chunk()?);
+        let length = usize::try_from(u64::from_le_bytes(*bytes.get(8..)?.first_chunk()?)).ok()?;
+        let content = bytes.get(16..16_usize.checked_add(length)?)?;
+        entries.push((index, Bytes::copy_from_slice(content)));
+        bytes = &bytes[16 + length..];
+    }
+    Some(entries)
 }
 
 /// A server that runs.
