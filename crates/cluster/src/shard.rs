@@ -113,6 +113,11 @@ impl ShardMachine {
         self.settle(index, term, result)
     }
 
+    /// Stops the replica: its state is not what its log makes it. From here on it refuses everything.
+    pub fn stop(&mut self) {
+        self.stopped = true;
+    }
+
     /// Runs a read against the state as it is. `now_ms` is the leader's own clock, or the log's on a follower. The
     /// reply, a command's error included, goes to `out`; on a refusal `out` is untouched.
     ///

@@ -4,7 +4,9 @@ use crate::config::NodeConfig;
 use crate::contact::{Answer, Call};
 use crate::identity::{Membership, MetaMember, random_hex};
 use crate::node::Node;
-use kvorum_cluster::{Create, Durability, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId};
+use kvorum_cluster::{
+    Create, Durability, FEATURE_LEVEL, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId,
+};
 use kvorum_proto::admin::admin_server::{Admin, AdminServer};
 use kvorum_proto::admin::{self as rpc, admin_client};
 use kvorum_raft::{Environment, Role};
@@ -448,7 +450,7 @@ impl Node {
                 last: status.last,
                 committed: status.committed,
                 applied: status.applied,
-                failed: status.failed.clone(),
+                failed: shard.wrong().or_else(|| status.failed.clone()),
             }
         });
         Description {
@@ -519,7 +521,12 @@ impl Node {
         }
         self.hear(ServerId(request.from_server));
         self.learn_leaders(&request.leaders, None);
-        Ok(rpc::AnnounceReply { leaders: self.leaders() })
+        self.learn_notes(ServerId(request.from_server), request.feature_level, &request.notes);
+        Ok(rpc::AnnounceReply {
+            leaders: self.leaders(),
+            feature_level: FEATURE_LEVEL.into(),
+            notes: self.notes(),
+        })
     }
 
     fn cluster_id(&self) -> Option<String> {
@@ -638,12 +645,19 @@ impl Announcer {
             }
             let addr = addrs.borrow().clone();
             let Some(cluster_id) = node.cluster_id() else { continue };
-            let request = rpc::AnnounceRequest { leaders: node.leaders(), from_server: me.0, cluster_id };
+            let request = rpc::AnnounceRequest {
+                leaders: node.leaders(),
+                from_server: me.0,
+                cluster_id,
+                feature_level: FEATURE_LEVEL.into(),
+                notes: node.notes(),
+            };
             let asked = node.now();
             match node.contact().call(to, &addr, Call::Announce(request), ANNOUNCE_TIMEOUT).await {
                 Ok(Answer::Announce(reply)) => {
                     node.hear(to);
                     node.learn_leaders(&reply.leaders, Some(asked));
+                    node.learn_notes(to, reply.feature_level, &reply.notes);
                 }
                 Ok(other) => warn!(to = to.0, ?other, "an answer to another question"),
                 Err(error) => debug!(to = to.0, error, "announcement not answered"),

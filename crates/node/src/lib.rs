@@ -9,6 +9,7 @@
 
 mod admin;
 mod batch;
+mod checks;
 mod clock;
 mod config;
 mod contact;

@@ -2,6 +2,7 @@
 //! everybody informed about who leads.
 
 use crate::admin::{self, AdminService};
+use crate::checks::Checks;
 use crate::clock::LogClock;
 use crate::config::{NodeConfig, PEER_PORT_OFFSET};
 use crate::contact::Contact;
@@ -12,7 +13,7 @@ use crate::proposer::Proposer;
 use crate::replica::Replica;
 use crate::shard::Shard;
 use crate::views::Views;
-use kvorum_cluster::{Configure, Durability, ReplicaId, ServerId, ShardId, Topology, View};
+use kvorum_cluster::{Configure, Durability, FEATURE_LEVEL, ReplicaId, ServerId, ShardId, Topology, View};
 use kvorum_raft::wal::{Wal, WalError};
 use kvorum_raft::{Environment, Group, GroupId, Host, HostConfig, HostError, Member, SyncMode, Timing};
 use parking_lot::Mutex;
@@ -89,6 +90,7 @@ pub(crate) struct Inner {
     pub(crate) views: Arc<Views>,
     shards: watch::Sender<BTreeMap<ShardId, Shard>>,
     meta: Mutex<Option<Group>>,
+    pub(crate) checks: Arc<Checks>,
     /// When each other server was last heard, by the environment's clock.
     heard: Mutex<BTreeMap<ServerId, Duration>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -182,6 +184,7 @@ impl Node {
             views: Views::new(),
             shards: watch::Sender::new(BTreeMap::new()),
             meta: Mutex::new(None),
+            checks: Arc::default(),
             heard: Mutex::new(BTreeMap::new()),
             tasks: Mutex::new(Vec::new()),
             runtime: Mutex::new(None),
@@ -280,13 +283,13 @@ impl Node {
     }
 
     /// Moves a shard's leadership to the follower that has most of the log, if this replica leads.
-    async fn hand_over_shard(&self, shard: &Shard) {
+    pub(crate) async fn hand_over_shard(&self, shard: &Shard) {
         let silent_after = Duration::from_millis(self.0.config.timing.election_max_ms);
         let deadline = self.now() + HANDOVER_PATIENCE;
         while self.now() < deadline {
             let status = shard.status();
             let me = shard.replica().0;
-            if status.leader != Some(me) {
+            if status.leader != Some(me) || status.failed.is_some() {
                 return;
             }
             let heard = |replica: &u64| {
@@ -312,7 +315,7 @@ impl Node {
         info!("stopped");
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let _on_it = self.0.handle.enter();
         let handle = self.environment().spawn(task);
         self.0.tasks.lock().push(handle);
@@ -494,6 +497,7 @@ impl Node {
             wal: inner.wal.clone(),
             environment: self.environment().clone(),
             configuration,
+            checks: Arc::clone(&inner.checks),
         }
         .spawn();
         let handle = Shard::new(
@@ -524,9 +528,10 @@ impl Node {
         turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut views = self.views();
         let mut peers: BTreeMap<ServerId, admin::Announcer> = BTreeMap::new();
+        self.0.checks.hear(me, FEATURE_LEVEL);
         loop {
             tokio::select! {
-                _ = turn.tick() => {}
+                _ = turn.tick() => self.judge_replicas(),
                 Ok(()) = views.changed() => {}
             }
             let Some(view) = views.borrow_and_update().clone() else { continue };

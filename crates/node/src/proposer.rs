@@ -6,6 +6,7 @@
 //! applied. Batches of reads alone ride with the next entry; when none is in flight they are served at once.
 
 use crate::batch::{Batch, ReplySink};
+use crate::checks::Checks;
 use crate::replica::{Pending, Replica, Waiting, local};
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -35,6 +36,9 @@ const TICK_LIMIT: u64 = 1_000;
 
 /// How often a leader looks whether keys are due.
 const TICK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often a leader has the replicas compared, at most.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A batch on its way through the log.
 pub(crate) struct Submission {
@@ -99,6 +103,8 @@ pub(crate) struct Proposer {
     pub(crate) environment: Environment,
     /// What the shard's log should say about the shard; the leader proposes it when the log does not.
     pub(crate) configuration: watch::Receiver<Option<Configure>>,
+    /// Who can be compared.
+    pub(crate) checks: Arc<Checks>,
 }
 
 type InFlight = BoxFuture<'static, (Option<Arc<Pending>>, Result<(), ProposeError>)>;
@@ -118,6 +124,7 @@ impl Proposer {
         let mut due = tokio::time::interval(TICK_INTERVAL);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick_in_flight = false;
+        let mut checked = self.environment.now();
         loop {
             let may_tick = in_flight.len() < ENTRIES_IN_FLIGHT && !tick_in_flight;
             tokio::select! {
@@ -146,6 +153,13 @@ impl Proposer {
                     } else if may_tick && self.is_due() {
                         tick_in_flight = true;
                         self.propose_own(&mut in_flight, |builder| _ = builder.tick(TICK_LIMIT)).await;
+                    } else if may_tick
+                        && self.environment.now().saturating_sub(checked) >= CHECK_INTERVAL
+                        && self.is_check_due()
+                    {
+                        tick_in_flight = true;
+                        checked = self.environment.now();
+                        self.propose_own(&mut in_flight, |builder| _ = builder.check()).await;
                     }
                 }
             }
@@ -265,8 +279,20 @@ impl Proposer {
         deadline.is_some_and(|deadline| self.leads() && deadline <= self.replica.clock.now_ms())
     }
 
+    /// The data changed since the replicas were compared last, and all of them know how to be compared.
+    fn is_check_due(&self) -> bool {
+        let changed = || {
+            self.replica
+                .with(|machine| machine.noted().is_none_or(|note| note.checksum != machine.checksum()))
+        };
+        self.replica.is_configured()
+            && self.leads()
+            && self.checks.all_know(&self.group.status().borrow())
+            && changed()
+    }
+
     fn missing_configuration(&self) -> Option<Configure> {
-        if self.replica.is_configured() || !self.leads() {
+        if self.replica.is_configured() || self.replica.wrong().is_some() || !self.leads() {
             return None;
         }
         self.configuration.borrow().clone()

@@ -11,8 +11,8 @@ use kvorum_keyspace::{NullSink, Sink};
 use kvorum_raft::{Committed, Fatal, Image, Local, Machine};
 use parking_lot::{Mutex, RwLock};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::Notify;
 
 /// Commands read under one hold of the lock: apply waits no longer than these take.
@@ -44,6 +44,8 @@ pub(crate) struct Replica {
     /// A reader met a key that is due by the leader's clock but not by the log's.
     pub(crate) tick_wanted: Notify,
     configured: AtomicBool,
+    /// Why it serves no more; set once.
+    wrong: OnceLock<String>,
     id: (ShardId, ReplicaId),
     observer: Option<Arc<dyn Observer>>,
 }
@@ -64,6 +66,7 @@ impl Replica {
             clock_moved: Notify::new(),
             tick_wanted: Notify::new(),
             configured: AtomicBool::new(false),
+            wrong: OnceLock::new(),
         })
     }
 
@@ -72,8 +75,29 @@ impl Replica {
         look(&self.machine.read())
     }
 
+    /// Whether it knows what its shard is, and may serve it.
     pub(crate) fn is_configured(&self) -> bool {
-        self.configured.load(Ordering::Acquire)
+        self.configured.load(Ordering::Acquire) && self.wrong.get().is_none()
+    }
+
+    /// Stops serving for good: its state is wrong. Once this returns, nothing is read from it and nothing is applied.
+    pub(crate) fn condemn(&self, reason: String) {
+        let _ = self.wrong.set(reason);
+        self.machine.write().stop();
+    }
+
+    /// Changes the state behind the log's back, in its persisted form.
+    #[cfg(test)]
+    pub(crate) fn tamper(&self, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut machine = self.machine.write();
+        let mut dump = machine.snapshot().dump();
+        change(&mut dump);
+        *machine = ShardMachine::restore(&mut dump.as_slice()).unwrap();
+    }
+
+    /// Why it was condemned, if it was.
+    pub(crate) fn wrong(&self) -> Option<&str> {
+        self.wrong.get().map(String::as_str)
     }
 
     /// Runs the reads of `batch` from command `from` on. `Err` names the command that has to wait and the
@@ -193,6 +217,9 @@ impl Machine for Replica {
     }
 
     fn restore(&self, content: &mut dyn io::Read) -> Result<(), Fatal> {
+        if let Some(reason) = self.wrong() {
+            return Err(Fatal(reason.to_owned()));
+        }
         let restored = ShardMachine::restore(content).map_err(|error| Fatal(error.to_string()))?;
         let (clock_ms, configured) = (restored.clock_ms(), restored.configured().is_some());
         let replaced = std::mem::replace(&mut *self.machine.write(), restored);

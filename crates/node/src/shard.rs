@@ -4,7 +4,7 @@ use crate::batch::{Batch, ReplySink};
 use crate::config::ReadMode;
 use crate::proposer::{COMMAND_BYTES, Submission, SubmitError};
 use crate::replica::{Replica, Waiting};
-use kvorum_cluster::{ReplicaId, ShardId};
+use kvorum_cluster::{Note, ReplicaId, ShardId};
 use kvorum_keyspace::Slot;
 use kvorum_raft::{Environment, Group, NotLeased, Status};
 use parking_lot::Mutex;
@@ -259,6 +259,26 @@ impl Shard {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) | Err(_) => Err(SubmitError::Unknown),
         }
+    }
+
+    /// Why this replica serves no more, though its server is well: its state was found wrong.
+    pub fn wrong(&self) -> Option<String> {
+        self.0.replica.wrong().map(str::to_owned)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn replica_state(&self) -> &Replica {
+        &self.0.replica
+    }
+
+    /// Stops serving for good, for that reason.
+    pub(crate) fn condemn(&self, reason: String) {
+        self.0.replica.condemn(reason);
+    }
+
+    /// What the replica noted of its checksum, ascending by index.
+    pub(crate) fn notes(&self) -> Vec<Note> {
+        self.0.replica.with(|machine| machine.notes().collect())
     }
 
     /// Waits until `n` followers have everything this replica has applied by now, at most `patience`

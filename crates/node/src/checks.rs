@@ -1,0 +1,163 @@
+//! Compares the replicas of each shard, and takes a wrong one out of service.
+//!
+//! About once a second a leader whose data changed puts a check into the log ([`Part::Check`](kvorum_cluster::Part)): each
+//! replica notes its checksum there. Servers tell each other their replicas' last notes with every announcement, and each
+//! judges its own replicas by [`kvorum_cluster::checks`]: one that differs from a majority of the voters serves no more from
+//! that moment, hands its leadership over, and stops. Without a majority nothing is stopped: that is for an operator.
+//!
+//! A leader asks for a check only when every member of the group has said that it knows checks; until then, and in a group
+//! of one, there is nothing to compare.
+
+use crate::node::Node;
+use crate::shard::Shard;
+use kvorum_cluster::checks::{Finding, compare};
+use kvorum_cluster::{CHECK_LEVEL, Note, ReplicaId, ServerId};
+use kvorum_proto::admin as rpc;
+use kvorum_raft::Status;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use tracing::error;
+
+/// How many notes of each replica an announcement carries: a lost one is made up for by the next.
+const ANNOUNCED: usize = 4;
+
+/// How many notes of each other replica are kept: one that is this many checks behind is not compared.
+const KEPT: usize = 64;
+
+/// What this server knows of the others' replicas.
+#[derive(Default)]
+pub(crate) struct Checks(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// The feature level of each server that was heard since the start, this one included.
+    levels: BTreeMap<ServerId, u16>,
+    /// Checksum by index of each replica elsewhere.
+    notes: BTreeMap<ReplicaId, BTreeMap<u64, u64>>,
+    /// Where a replica's shard was found without a majority last, so that it is said once.
+    split: BTreeMap<ReplicaId, u64>,
+}
+
+impl Checks {
+    /// A server is of this feature level.
+    pub(crate) fn hear(&self, server: ServerId, level: u16) {
+        self.0.lock().levels.insert(server, level);
+    }
+
+    /// Whether a group has replicas to compare, and all its members are known to understand a check.
+    pub(crate) fn all_know(&self, status: &Status) -> bool {
+        let levels = &self.0.lock().levels;
+        let knows = |server| levels.get(&ServerId(server)).is_some_and(|&level| level >= CHECK_LEVEL);
+        status.voters.len() > 1 && status.members.values().all(|member| knows(member.server))
+    }
+
+    fn learn(&self, replica: ReplicaId, note: Note) {
+        let notes = &mut self.0.lock().notes;
+        let notes = notes.entry(replica).or_default();
+        notes.insert(note.index, note.checksum);
+        if notes.len() > KEPT {
+            notes.pop_first();
+        }
+    }
+
+    /// What is known of these replicas, other than `own`, and what `own` noted.
+    fn of(
+        &self,
+        members: impl Iterator<Item = u64>,
+        own: (ReplicaId, Vec<Note>),
+    ) -> BTreeMap<ReplicaId, Vec<Note>> {
+        let state = self.0.lock();
+        let known = members.map(ReplicaId).filter_map(|replica| {
+            let notes = state.notes.get(&replica)?.iter();
+            Some((replica, notes.map(|(&index, &checksum)| Note { index, checksum }).collect()))
+        });
+        known.chain([own]).collect()
+    }
+
+    /// Whether this is news.
+    fn learn_split(&self, replica: ReplicaId, index: u64) -> bool {
+        self.0.lock().split.insert(replica, index).is_none_or(|last| last < index)
+    }
+}
+
+impl Node {
+    /// The last notes of the replicas here.
+    pub(crate) fn notes(&self) -> Vec<rpc::ReplicaNote> {
+        let shards = self.shards().borrow().clone();
+        let notes = shards.values().flat_map(|shard| {
+            let notes = shard.notes();
+            let replica = shard.replica().0;
+            let last = notes.len().saturating_sub(ANNOUNCED);
+            notes.into_iter().skip(last).map(move |Note { index, checksum }| rpc::ReplicaNote {
+                replica,
+                index,
+                checksum,
+            })
+        });
+        notes.collect()
+    }
+
+    /// Another server told what its replicas noted. What is not its to tell is ignored.
+    pub(crate) fn learn_notes(&self, from: ServerId, level: u32, notes: &[rpc::ReplicaNote]) {
+        let Some(view) = self.view() else { return };
+        self.0.checks.hear(from, u16::try_from(level).unwrap_or(u16::MAX));
+        for &rpc::ReplicaNote { replica, index, checksum } in notes {
+            let replica = ReplicaId(replica);
+            if view.topology.server_of(replica).is_some_and(|server| server.id == from) {
+                self.0.checks.learn(replica, Note { index, checksum });
+            }
+        }
+    }
+
+    /// Compares the replicas here with the others of their shards, and stops those that are wrong.
+    pub(crate) fn judge_replicas(&self) {
+        let shards = self.shards().borrow().clone();
+        for shard in shards.into_values().filter(|shard| shard.wrong().is_none()) {
+            self.judge(shard);
+        }
+    }
+
+    fn judge(&self, shard: Shard) {
+        let (status, me) = (shard.status(), shard.replica());
+        let voters: BTreeSet<ReplicaId> = status.voters.iter().copied().map(ReplicaId).collect();
+        let notes = self.0.checks.of(status.members.keys().copied(), (me, shard.notes()));
+        for at in compare(&voters, &notes) {
+            match at.finding {
+                Finding::Diverged { checksum, wrong } => {
+                    let Some(own) = wrong.get(&me) else { continue };
+                    let reason = format!(
+                        "its data differ from those of the majority: checksum {own:016x} instead of {checksum:016x} at \
+                         index {}",
+                        at.index
+                    );
+                    error!(
+                        shard = shard.id().0,
+                        replica = me.0,
+                        reason,
+                        "replica is wrong and serves no more"
+                    );
+                    shard.condemn(reason);
+                    self.spawn(self.clone().take_out(shard));
+                    return;
+                }
+                Finding::Split if self.0.checks.learn_split(me, at.index) => {
+                    error!(
+                        shard = shard.id().0,
+                        index = at.index,
+                        "the replicas differ and none has a majority: an operator has to decide which is right"
+                    );
+                }
+                Finding::Split | Finding::Agreed | Finding::Open => {}
+            }
+        }
+    }
+
+    /// Ends the part that a condemned replica has in its group.
+    async fn take_out(self, shard: Shard) {
+        self.hand_over_shard(&shard).await;
+        shard.group().shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

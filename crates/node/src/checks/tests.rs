@@ -1,0 +1,219 @@
+//! Whole servers in this process, one of whose replicas goes wrong.
+
+use crate::{AdminClient, Batch, CreateCluster, Node, NodeConfig, ReplySink, Shard};
+use kvorum_cluster::{Durability, Mode, ShardId};
+use kvorum_keyspace::{Sink, Slot, lookup};
+use kvorum_testkit::ports::PortBlock;
+use std::time::{Duration, Instant};
+
+/// Everything here happens within this time, or not at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Cluster {
+    nodes: Vec<Node>,
+    _dir: tempfile::TempDir,
+    _ports: PortBlock,
+}
+
+impl Cluster {
+    /// One shard with a replica on each of so many servers.
+    async fn start(servers: u16) -> Cluster {
+        let ports = PortBlock::take().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut nodes = Vec::new();
+        for n in 0..servers {
+            let mut config =
+                NodeConfig::new(dir.path().join(n.to_string()), "127.0.0.1", ports.base() + 100 * n);
+            config.wal.segment_bytes = 1 << 20;
+            nodes.push(Node::start(config).await.unwrap());
+        }
+        let servers: Vec<String> = nodes.iter().map(|node| node.config().peer_addr()).collect();
+        let create = CreateCluster {
+            replicas: u16::try_from(servers.len()).unwrap(),
+            shards: 1,
+            mode: Mode::Standalone,
+            durability: Durability::QuorumMemory,
+            databases: 1,
+            servers,
+        };
+        let mut admin = AdminClient::connect(&create.servers[0]).await.unwrap();
+        admin.create_cluster(&create).await.unwrap();
+        Cluster { nodes, _dir: dir, _ports: ports }
+    }
+
+    fn replicas(&self) -> Vec<Shard> {
+        self.nodes.iter().filter_map(|node| node.shard(ShardId(0))).collect()
+    }
+
+    /// The replica that serves, other than `not`.
+    async fn leader(&self, not: Option<&Shard>) -> Shard {
+        let not = not.map(Shard::replica);
+        wait_for("a leader", || {
+            self.replicas().into_iter().find(|shard| shard.serves() && Some(shard.replica()) != not)
+        })
+        .await
+    }
+
+    /// Runs commands until one has a reply, whoever leads.
+    async fn run(&self, line: &str) -> String {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            let leader = self.leader(None).await;
+            if let Some(reply) = run(&leader, line).await {
+                return reply;
+            }
+        }
+        panic!("nobody answers {line}");
+    }
+
+    async fn stop(self) {
+        for node in &self.nodes {
+            node.shutdown().await;
+        }
+    }
+}
+
+async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if let Some(found) = look() {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("waited in vain for {what}");
+}
+
+fn batch(line: &str) -> Batch {
+    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+    let mut batch = Batch::new();
+    batch.push(lookup(words[0]).unwrap(), 0, words.into_iter());
+    batch
+}
+
+/// Runs one command on a replica; `None` when it does not answer.
+async fn run(shard: &Shard, line: &str) -> Option<String> {
+    let batch = batch(line);
+    if batch.writes() == 0 {
+        let mut out = Text::default();
+        return shard.read(&batch, &mut out).await.ok().map(|()| out.0);
+    }
+    let out = shard.submit(batch, Box::new(Text::default())).await.ok()?;
+    let out: Box<dyn std::any::Any> = out;
+    Some(out.downcast::<Text>().unwrap().0)
+}
+
+#[derive(Default)]
+struct Text(String);
+
+impl Sink for Text {
+    fn simple(&mut self, text: &str) {
+        self.0.push_str(text);
+    }
+    fn error(&mut self, text: &str) {
+        self.0.push_str(text);
+    }
+    fn int(&mut self, value: i64) {
+        self.0.push_str(&value.to_string());
+    }
+    fn bulk(&mut self, bytes: &[u8]) {
+        self.0.push_str(&String::from_utf8_lossy(bytes));
+    }
+    fn null(&mut self) {}
+    fn null_array(&mut self) {}
+    fn array(&mut self, _: usize) {}
+    fn map(&mut self, _: usize) {}
+    fn set(&mut self, _: usize) {}
+    fn double(&mut self, _: f64) {}
+    fn boolean(&mut self, _: bool) {}
+    fn verbatim(&mut self, _: &str, _: &[u8]) {}
+}
+
+impl ReplySink for Text {
+    fn not_served(&mut self, _: Slot) {}
+    fn mark(&self) -> usize {
+        self.0.len()
+    }
+    fn rewind(&mut self, mark: usize) {
+        self.0.truncate(mark);
+    }
+}
+
+/// Changes one digit in a replica's memory: `counter` is 10 for it now, where it was 40.
+fn corrupt(shard: &Shard) {
+    shard.replica_state().tamper(|dump| {
+        let at = dump.windows(10).position(|bytes| bytes == b"counter\x0240").expect("it is there");
+        dump[at + 8] = b'1';
+    });
+}
+
+/// All replicas but `not` have taken the same note, later than `index`.
+async fn agree_after(cluster: &Cluster, not: &Shard, index: u64) {
+    let others = cluster.replicas().into_iter().filter(|shard| shard.replica() != not.replica());
+    let others: Vec<Shard> = others.collect();
+    wait_for("equal notes", || {
+        let notes: Vec<_> = others.iter().map(|shard| shard.notes().last().copied()).collect();
+        (notes[0].is_some_and(|note| note.index > index) && notes.iter().all(|note| *note == notes[0]))
+            .then_some(())
+    })
+    .await;
+}
+
+async fn invariant_a_wrong_replica_stops_and_is_reported(leader_is_wrong: bool) {
+    let cluster = Cluster::start(3).await;
+    assert_eq!(cluster.run("SET counter 40").await, "OK");
+    let leader = cluster.leader(None).await;
+    // The replicas are compared without anybody having gone wrong.
+    wait_for("a first check", || {
+        let all: Vec<_> = cluster.replicas().iter().map(|shard| shard.notes().last().copied()).collect();
+        (all.len() == 3 && all.iter().all(|note| note.is_some() && *note == all[0])).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(cluster.replicas().iter().all(|shard| shard.wrong().is_none()), "nobody is wrong yet");
+
+    let wrong = if leader_is_wrong {
+        leader
+    } else {
+        cluster.replicas().into_iter().find(|shard| shard.replica() != leader.replica()).unwrap()
+    };
+    corrupt(&wrong);
+    let index = wrong.status().applied;
+    // Only a change that depends on what was there can show it.
+    run(&wrong, "INCR counter").await;
+    if !leader_is_wrong {
+        assert_eq!(cluster.run("INCR counter").await, "41");
+    }
+    let reason = wait_for("the wrong replica to be found", || wrong.wrong()).await;
+    assert!(reason.contains("checksum"), "{reason}");
+    assert!(cluster.replicas().iter().filter(|shard| shard.wrong().is_some()).count() == 1);
+
+    // It answers nothing, of itself or as a follower.
+    assert!(run(&wrong, "GET counter").await.is_none());
+    assert!(run(&wrong, "INCR counter").await.is_none());
+    assert!(wrong.read_stale(&batch("GET counter"), &mut Text::default()).await.is_err());
+    // The others go on, and have what they had.
+    let reply = cluster.run("INCR counter").await;
+    assert_eq!(reply, "42");
+    assert_eq!(cluster.run("GET counter").await, "42");
+    assert_ne!(cluster.leader(None).await.replica(), wrong.replica());
+    agree_after(&cluster, &wrong, index).await;
+    // Everybody can see it.
+    let healthy = cluster.nodes.iter().find(|node| node.shard(ShardId(0)).unwrap().wrong().is_none());
+    let mut admin = AdminClient::connect(&healthy.unwrap().config().peer_addr()).await.unwrap();
+    let status = admin.status().await.unwrap();
+    let shown: Vec<_> = status.shards[0].replicas.iter().filter(|replica| replica.failed.is_some()).collect();
+    assert_eq!(shown.len(), 1, "{status:?}");
+    assert_eq!((shown[0].replica, shown[0].failed.as_deref()), (wrong.replica().0, Some(&*reason)));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_follower_stops_and_is_reported() {
+    invariant_a_wrong_replica_stops_and_is_reported(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_leader_steps_down_and_is_reported() {
+    invariant_a_wrong_replica_stops_and_is_reported(true).await;
+}
