@@ -60,6 +60,13 @@ impl Checks {
         }
     }
 
+    /// Forgets the replicas that are not there any more.
+    fn forget_others(&self, is_there: impl Fn(ReplicaId) -> bool) {
+        let mut state = self.0.lock();
+        state.notes.retain(|&replica, _| is_there(replica));
+        state.split.retain(|&replica, _| is_there(replica));
+    }
+
     /// What is known of these replicas, other than `own`, and what `own` noted.
     fn of(
         &self,
@@ -111,6 +118,9 @@ impl Node {
 
     /// Compares the replicas here with the others of their shards, and stops those that are wrong.
     pub(crate) fn judge_replicas(&self) {
+        if let Some(view) = self.view() {
+            self.0.checks.forget_others(|replica| view.topology.replica(replica).is_some());
+        }
         let shards = self.shards().borrow().clone();
         for shard in shards.into_values().filter(|shard| shard.wrong().is_none()) {
             self.judge(shard);
