@@ -34,6 +34,9 @@ pub enum MetaCommand {
         host: String,
         /// Its base port.
         base_port: u16,
+        /// Its peer address, when it is not `host` and the port 98 above `base_port`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<String>,
     },
 }
 
@@ -72,6 +75,9 @@ pub struct NewServer {
     pub host: String,
     /// Its base port.
     pub base_port: u16,
+    /// Its peer address, when it is not `host` and the port 98 above `base_port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
 }
 
 /// The envelope of a command in the log.
@@ -235,10 +241,13 @@ impl MetaMachine {
                 None => created(create).map(Some),
             },
             MetaCommand::ServerUp { server, up } => self.with_server(server, |server| server.up = up),
-            MetaCommand::ServerAddress { server, host, base_port } => self.with_server(server, |server| {
-                server.host = host;
-                server.base_port = base_port;
-            }),
+            MetaCommand::ServerAddress { server, host, base_port, peer } => {
+                self.with_server(server, |server| {
+                    server.host = host;
+                    server.base_port = base_port;
+                    server.peer = peer;
+                })
+            }
         }
     }
 
@@ -267,8 +276,8 @@ fn created(create: Create) -> Result<Topology, MetaRefusal> {
         return Err(MetaRefusal::Shards(create.shards));
     }
     let mut servers = BTreeMap::new();
-    for NewServer { id, host, base_port } in create.servers {
-        if servers.insert(id, Server { id, host, base_port, up: true }).is_some() {
+    for NewServer { id, host, base_port, peer } in create.servers {
+        if servers.insert(id, Server { id, host, base_port, peer, up: true }).is_some() {
             return Err(MetaRefusal::ServerTwice(id));
         }
     }

@@ -47,6 +47,10 @@ pub struct Layout {
     pub servers: BTreeMap<ServerId, Server>,
     /// The shards, ascending by id.
     pub shards: Vec<Shard>,
+    /// The highest replica id ever given, when that is not the highest in `shards`: ids never come back, also not those of
+    /// replicas that are gone.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub last_replica: u64,
 }
 
 /// A server process.
@@ -55,10 +59,14 @@ pub struct Layout {
 pub struct Server {
     /// Its id.
     pub id: ServerId,
-    /// Address that clients and peers connect to.
+    /// Address that clients connect to.
     pub host: String,
-    /// Client port of shard 0; the server uses this port and the 99 after it.
+    /// Client port of shard 0 at that address; the server uses this port and the 99 after it.
     pub base_port: u16,
+    /// Where the other servers connect to, `host:port`, when that is not `host` and the port 98 above `base_port`: clients
+    /// and servers may see a server at different addresses, as in containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// Whether the meta group hears from it.
     pub up: bool,
 }
@@ -87,6 +95,28 @@ pub struct Replica {
     pub server: ServerId,
     /// What clients know it by.
     pub node_id: NodeId,
+    /// How it came to the shard.
+    #[serde(default, skip_serializing_if = "Stage::is_founder")]
+    pub stage: Stage,
+}
+
+/// How a replica came to its shard, and whether it has arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// It was there when the shard was created, and may found the shard's Raft group.
+    #[default]
+    Founder,
+    /// It took another's place and may not have all data yet; it never founds a group.
+    Joining,
+    /// It took another's place and has all data.
+    Member,
+}
+
+impl Stage {
+    fn is_founder(&self) -> bool {
+        *self == Stage::Founder
+    }
 }
 
 /// What a cluster looks like to clients.
@@ -131,6 +161,10 @@ pub enum TopologyError {
     Host(ServerId, String),
     #[error("server {0}: base port {1} is not between 1 and 65436")]
     BasePort(ServerId, u16),
+    #[error("server {0}: '{1}' is no host and port")]
+    Peer(ServerId, String),
+    #[error("servers {0} and {1} have the same peer address")]
+    PeerTwice(ServerId, ServerId),
     #[error("servers {0} and {1} use the same ports of one host")]
     PortsOverlap(ServerId, ServerId),
     #[error("shard {0} is not in order, stands twice or is beyond 97")]
@@ -147,6 +181,8 @@ pub enum TopologyError {
     UnknownServer(ReplicaId, ServerId),
     #[error("replica {0} stands twice")]
     ReplicaTwice(ReplicaId),
+    #[error("more than a minority of shard {0}'s replicas are joining")]
+    TooManyJoining(ShardId),
     #[error("node id {0} stands twice")]
     NodeIdTwice(NodeId),
 }
@@ -160,6 +196,11 @@ impl Server {
         self.base_port + 98
     }
 
+    /// Where the other servers reach it, `host:port`.
+    pub fn peer_addr(&self) -> String {
+        self.peer.clone().unwrap_or_else(|| format!("{}:{}", self.host, self.peer_port()))
+    }
+
     /// Port of the HTTP service.
     pub fn http_port(&self) -> u16 {
         self.base_port + 99
@@ -171,9 +212,16 @@ impl Server {
     }
 
     fn check(&self) -> Result<(), TopologyError> {
-        let plain = |c: char| !c.is_control() && !c.is_whitespace() && !matches!(c, ',' | '@');
-        if self.host.is_empty() || self.host.len() > 255 || !self.host.chars().all(plain) {
+        if !is_host(&self.host) {
             return Err(TopologyError::Host(self.id, self.host.clone()));
+        }
+        if let Some(peer) = &self.peer {
+            let usable = peer
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| is_host(host) && port.parse().is_ok_and(|port: u16| port > 0));
+            if !usable {
+                return Err(TopologyError::Peer(self.id, peer.clone()));
+            }
         }
         if self.base_port == 0 || self.base_port.checked_add(Server::PORTS - 1).is_none() {
             return Err(TopologyError::BasePort(self.id, self.base_port));
@@ -239,6 +287,12 @@ impl Topology {
         Some((&server.host, server.client_port(shard.id)))
     }
 
+    /// The highest replica id that was ever given.
+    pub fn last_replica(&self) -> ReplicaId {
+        let highest = self.replicas.last().map_or(0, |&(replica, ..)| replica.0);
+        ReplicaId(highest.max(self.last_replica))
+    }
+
     /// All replicas with their shards: shards in order, replicas in the order of their shard.
     pub fn all_replicas(&self) -> impl Iterator<Item = (&Shard, &Replica)> {
         self.shards.iter().flat_map(|shard| shard.replicas.iter().map(move |replica| (shard, replica)))
@@ -255,6 +309,15 @@ impl Shard {
     pub fn replica_on(&self, server: ServerId) -> Option<&Replica> {
         self.replicas.iter().find(|replica| replica.server == server)
     }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn is_host(host: &str) -> bool {
+    let plain = |c: char| !c.is_control() && !c.is_whitespace() && !matches!(c, ',' | '@');
+    (1..=255).contains(&host.len()) && host.chars().all(plain)
 }
 
 fn check_cluster(layout: &Layout) -> Result<(), TopologyError> {
@@ -279,6 +342,7 @@ fn check_cluster(layout: &Layout) -> Result<(), TopologyError> {
 
 fn check_servers(layout: &Layout) -> Result<(), TopologyError> {
     let mut ports: BTreeMap<(&str, u16), ServerId> = BTreeMap::new();
+    let mut peers: BTreeMap<String, ServerId> = BTreeMap::new();
     for (&id, server) in &layout.servers {
         if server.id != id {
             return Err(TopologyError::ServerFiledWrong(id));
@@ -292,6 +356,9 @@ fn check_servers(layout: &Layout) -> Result<(), TopologyError> {
             return Err(TopologyError::PortsOverlap(other, id));
         }
         ports.insert((host, server.base_port), id);
+        if let Some(other) = peers.insert(server.peer_addr(), id) {
+            return Err(TopologyError::PeerTwice(other, id));
+        }
     }
     Ok(())
 }
@@ -339,6 +406,10 @@ fn check_replicas(layout: &Layout) -> Result<Vec<(ReplicaId, usize, usize)>, Top
                 return Err(TopologyError::NodeIdTwice(replica.node_id));
             }
             places.push((replica.id, shard_index, replica_index));
+        }
+        let joining = shard.replicas.iter().filter(|replica| replica.stage == Stage::Joining).count();
+        if joining > shard.minority() {
+            return Err(TopologyError::TooManyJoining(shard.id));
         }
     }
     places.sort_unstable();

@@ -1,6 +1,6 @@
 //! Administration over the peer port: forming a cluster, showing it, telling each other who leads.
 
-use crate::config::NodeConfig;
+use crate::config::{NodeConfig, PEER_PORT_OFFSET};
 use crate::contact::{Answer, Call};
 use crate::identity::{Membership, MetaMember, random_hex};
 use crate::node::Node;
@@ -50,14 +50,25 @@ pub struct Description {
     pub cluster_id: Option<String>,
     /// Its number in the cluster, 0 for none.
     pub server_id: u64,
-    /// Host name or address that clients and peers are told.
+    /// Host name or address that clients are told.
     pub host: String,
-    /// Client port of shard 0.
+    /// Client port of shard 0 there.
     pub base_port: u16,
+    /// `host:port` that the other servers are told.
+    pub peer: String,
     /// Version of the program.
     pub version: String,
     /// The replicas it holds.
     pub replicas: Vec<ReplicaStatus>,
+}
+
+impl Description {
+    /// The server as a member of a cluster.
+    fn new_server(self, id: ServerId) -> kvorum_cluster::NewServer {
+        let usual = format!("{}:{}", self.host, self.base_port.saturating_add(PEER_PORT_OFFSET));
+        let peer = Some(self.peer).filter(|peer| *peer != usual);
+        kvorum_cluster::NewServer { id, host: self.host, base_port: self.base_port, peer }
+    }
 }
 
 /// One replica, as its server sees it.
@@ -107,7 +118,9 @@ pub struct ServerStatus {
     pub id: u64,
     /// `host:port` of its peer listener.
     pub peer: String,
-    /// Client port of shard 0.
+    /// Where clients reach it.
+    pub host: String,
+    /// Client port of shard 0 there.
     pub base_port: u16,
     /// Whether the meta group hears it.
     pub up: bool,
@@ -210,6 +223,7 @@ impl AdminClient {
             server_id: reply.server_id,
             host: reply.host,
             base_port: reply.base_port as u16,
+            peer: reply.peer,
             version: reply.version,
             replicas: replicas.collect(),
         })
@@ -316,13 +330,9 @@ impl AdminService {
             if seen.contains(&description.server_hex) {
                 return Err(format!("server {} is named twice", server.addr));
             }
-            seen.push(description.server_hex);
-            servers.push(kvorum_cluster::NewServer {
-                id: ServerId(n),
-                host: description.host,
-                base_port: description.base_port,
-            });
-            meta_members.push(rpc::MetaMember { replica: n, server: n, addr: server.addr.clone() });
+            seen.push(description.server_hex.clone());
+            meta_members.push(rpc::MetaMember { replica: n, server: n, addr: description.peer.clone() });
+            servers.push(description.new_server(ServerId(n)));
             clients.push(client);
         }
         if !seen.contains(&self.node.server().server_hex) {
@@ -363,7 +373,7 @@ impl AdminService {
         let topology = &view.topology;
         let me = self.node.server().server_id;
         let described = futures::future::join_all(topology.servers.values().map(|server| {
-            let addr = format!("{}:{}", server.host, server.peer_port());
+            let addr = server.peer_addr();
             async move {
                 if Some(server.id) == me {
                     return Some(self.node.describe());
@@ -377,7 +387,8 @@ impl AdminService {
             described.into_iter().flatten().flat_map(|description| description.replicas).collect();
         let servers = topology.servers.values().map(|server| ServerStatus {
             id: server.id.0,
-            peer: format!("{}:{}", server.host, server.peer_port()),
+            peer: server.peer_addr(),
+            host: server.host.clone(),
             base_port: server.base_port,
             up: server.up,
         });
@@ -436,7 +447,7 @@ impl Node {
     /// Who this server is and what it holds.
     pub fn describe(&self) -> Description {
         let identity = self.server();
-        let NodeConfig { host, base_port, .. } = self.config().clone();
+        let NodeConfig { host, announced_port, .. } = self.config().clone();
         let server_id = identity.server_id.map_or(0, |id| id.0);
         let shards = self.shards().borrow().clone();
         let replicas = shards.values().map(|shard| {
@@ -458,7 +469,8 @@ impl Node {
             cluster_id: identity.cluster_id,
             server_id,
             host,
-            base_port,
+            base_port: announced_port,
+            peer: self.config().peer_addr(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             replicas: replicas.collect(),
         }
@@ -558,6 +570,7 @@ impl Admin for AdminService {
             server_id: description.server_id,
             host: description.host,
             base_port: description.base_port.into(),
+            peer: description.peer,
             version: description.version,
             shards: shards.collect(),
         }))

@@ -1,6 +1,7 @@
 //! Settings of one server, as the node needs them. Who reads files and flags is the caller's business.
 
 use kvorum_raft::wal::WalConfig;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,8 +37,14 @@ impl Default for Timing {
 pub struct NodeConfig {
     /// Data directory of this server; created when absent.
     pub dir: PathBuf,
-    /// Host name or address that clients and peers are told.
+    /// Host name or address that clients are told.
     pub host: String,
+    /// Client port of shard 0 that clients are told: `base_port`, unless something on the way to them maps ports.
+    pub announced_port: u16,
+    /// Host name or address that the other servers are told.
+    pub peer_host: String,
+    /// By which address (`host:port`) this server reaches another one, for those where it is not the announced one.
+    pub peer_addresses: BTreeMap<String, String>,
     /// Address to listen on.
     pub bind: String,
     /// Client port of shard 0; shard n listens on `base_port + n`, peers on `base_port + 98`.
@@ -62,6 +69,9 @@ impl NodeConfig {
         NodeConfig {
             dir,
             host: host.to_owned(),
+            announced_port: base_port,
+            peer_host: host.to_owned(),
+            peer_addresses: BTreeMap::new(),
             bind: host.to_owned(),
             base_port,
             timing: Timing::default(),
@@ -75,7 +85,7 @@ impl NodeConfig {
 
     /// `host:port` of this server's peer listener, as others are told.
     pub fn peer_addr(&self) -> String {
-        format!("{}:{}", self.host, self.base_port + PEER_PORT_OFFSET)
+        format!("{}:{}", self.peer_host, self.base_port + PEER_PORT_OFFSET)
     }
 }
 

@@ -248,6 +248,11 @@ impl Node {
         }
     }
 
+    /// The error that ended the log, if one did.
+    pub fn wal_failure(&self) -> Option<String> {
+        self.0.wal.failure()
+    }
+
     /// Settings this server runs with.
     pub fn config(&self) -> &NodeConfig {
         &self.0.config
@@ -484,7 +489,7 @@ impl Node {
             .iter()
             .filter_map(|replica| {
                 let server = topology.servers.get(&replica.server)?;
-                let addr = format!("{}:{}", server.host, server.peer_port());
+                let addr = server.peer_addr();
                 Some((replica.id.0, Member { server: server.id.0, addr }))
             })
             .collect();
@@ -540,7 +545,7 @@ impl Node {
             let silent = others().map(|server| server.id).filter(|&id| !self.heard_within(id, silent_after));
             self.0.views.learn_silence(silent.collect());
             for server in others() {
-                let addr = format!("{}:{}", server.host, server.peer_port());
+                let addr = server.peer_addr();
                 let node = &self;
                 let peer = peers
                     .entry(server.id)

@@ -8,6 +8,7 @@
 //! Left out on purpose: whatever the cluster decides for all its servers (durability, mode, shards, slots). That
 //! is held by the cluster itself, so that two servers can never disagree about it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -57,8 +58,16 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Host name or address under which clients and the other servers reach this server [default: 127.0.0.1]
+    /// Host name or address under which clients reach this server [default: 127.0.0.1]
     announce_host: String = "127.0.0.1".to_owned(),
+    /// First client port under which clients reach this server, where that is not base-port; 0 for base-port
+    /// [default: 0]
+    announce_port: u16 = 0,
+    /// Host name or address under which the other servers reach this server; empty for announce-host [default: ]
+    peer_host: String = String::new(),
+    /// By which addresses this server reaches others, where they differ from what those announce: a table of
+    /// "host:port" = "host:port", or host:port=host:port joined by commas [default: ]
+    peer_addresses: PeerAddresses = PeerAddresses::default(),
     /// Address to listen on, for all ports [default: 127.0.0.1]
     bind: IpAddr = Ipv4Addr::LOCALHOST.into(),
     /// First client port: shard n is served on base-port + n, peers on + 98, HTTP on + 99 [default: 7100]
@@ -97,6 +106,30 @@ settings! {
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,kvorum_raft=debug`
     /// [default: info]
     log_level: String = "info".to_owned(),
+}
+
+/// Addresses to use in place of announced ones.
+#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct PeerAddresses(pub(crate) BTreeMap<String, String>);
+
+impl fmt::Debug for PeerAddresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs: Vec<String> = self.0.iter().map(|(from, to)| format!("{from}={to}")).collect();
+        f.write_str(&pairs.join(","))
+    }
+}
+
+impl FromStr for PeerAddresses {
+    type Err = String;
+    fn from_str(text: &str) -> Result<PeerAddresses, String> {
+        let pairs = text.split(',').filter(|pair| !pair.trim().is_empty());
+        let pair = |pair: &str| {
+            let (announced, used) = pair.split_once('=').ok_or("expected host:port=host:port,…")?;
+            Ok((announced.trim().to_owned(), used.trim().to_owned()))
+        };
+        pairs.map(pair).collect::<Result<_, String>>().map(PeerAddresses)
+    }
 }
 
 /// How a leader makes sure that a read is current.
@@ -169,6 +202,16 @@ impl Config {
         flags.over(Settings::from_env(env)?).over(from_file).or_default().checked()
     }
 
+    /// First client port under which clients reach this server.
+    pub(crate) fn announced_port(&self) -> u16 {
+        if self.announce_port == 0 { self.base_port } else { self.announce_port }
+    }
+
+    /// Host under which the other servers reach this server.
+    pub(crate) fn peer_host(&self) -> &str {
+        if self.peer_host.is_empty() { &self.announce_host } else { &self.peer_host }
+    }
+
     /// The port on which the other servers and the administration client reach this server.
     pub(crate) fn peer_port(&self) -> u16 {
         self.base_port + PEER_PORT_OFFSET
@@ -182,22 +225,21 @@ impl Config {
     /// Checks every setting for itself and against the others.
     fn checked(self) -> Result<Config, ConfigError> {
         let refuse = |key: &str, why: String| Err(ConfigError(format!("{key}: {why}")));
-        let host = &self.announce_host;
-        if host.is_empty()
-            || host.len() > 253
-            || host.contains(|c: char| c.is_whitespace() || ",@/\"".contains(c))
-        {
-            return refuse("announce-host", format!("{host:?} is no host name and no address"));
-        }
-        if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
-            return refuse(
-                "announce-host",
-                format!("{host} means \"any address\"; others cannot connect to it"),
-            );
+        for (key, host) in [("announce-host", self.announce_host.as_str()), ("peer-host", self.peer_host())] {
+            if let Err(why) = check_host(host) {
+                return refuse(key, why);
+            }
         }
         let highest = u16::MAX - HTTP_PORT_OFFSET;
-        if self.base_port == 0 || self.base_port > highest {
-            return refuse("base-port", format!("{} is not in 1..={highest}", self.base_port));
+        for (key, port) in [("base-port", self.base_port), ("announce-port", self.announced_port())] {
+            if port == 0 || port > highest {
+                return refuse(key, format!("{port} is not in 1..={highest}"));
+            }
+        }
+        for (announced, used) in &self.peer_addresses.0 {
+            if let Some(odd) = [announced, used].into_iter().find(|addr| !is_host_and_port(addr)) {
+                return refuse("peer-addresses", format!("{odd:?} is not host:port"));
+            }
         }
         if self.dir.as_os_str().is_empty() {
             return refuse("dir", "without a configuration file the data directory must be named".to_owned());
@@ -248,6 +290,24 @@ impl Config {
         }
         Ok(self)
     }
+}
+
+fn check_host(host: &str) -> Result<(), String> {
+    if host.is_empty()
+        || host.len() > 253
+        || host.contains(|c: char| c.is_whitespace() || ",@/\"".contains(c))
+    {
+        return Err(format!("{host:?} is no host name and no address"));
+    }
+    if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+        return Err(format!("{host} means \"any address\"; others cannot connect to it"));
+    }
+    Ok(())
+}
+
+fn is_host_and_port(addr: &str) -> bool {
+    addr.rsplit_once(':')
+        .is_some_and(|(host, port)| check_host(host).is_ok() && port.parse().is_ok_and(|port: u16| port > 0))
 }
 
 /// The filter that `log-level` means. A plain level is for our own lines; from libraries only warnings come, and
@@ -373,6 +433,27 @@ mod tests {
         assert_eq!(in_file("dir = \"/srv/kvorum\"").unwrap().dir, Path::new("/srv/kvorum"));
         let none = Config::load(None, &no_env, Settings::default()).unwrap_err();
         assert_eq!(none.to_string(), "dir: without a configuration file the data directory must be named");
+    }
+
+    #[test]
+    fn clients_and_servers_may_be_told_different_addresses() {
+        let config = in_file("announce-host = \"db.example\"").unwrap();
+        assert_eq!((config.announced_port(), config.peer_host()), (7100, "db.example"));
+        let split = "announce-host = \"db.example\"\nannounce-port = 17100\npeer-host = \"inner\"\n\
+                     [peer-addresses]\n\"inner-2:7198\" = \"127.0.0.1:9000\"\n";
+        let config = in_file(split).unwrap();
+        assert_eq!((config.announced_port(), config.peer_host()), (17100, "inner"));
+        assert_eq!(config.peer_addresses.0["inner-2:7198"], "127.0.0.1:9000");
+        assert_eq!(config.peer_addresses, "inner-2:7198 = 127.0.0.1:9000,".parse().unwrap());
+        for (wrong, why) in [
+            ("peer-host = \"0.0.0.0\"", "peer-host: 0.0.0.0 means"),
+            ("announce-port = 65500", "announce-port: 65500 is not in"),
+            ("[peer-addresses]\n\"inner\" = \"a:1\"", "peer-addresses: \"inner\" is not host:port"),
+        ] {
+            let error = in_file(wrong).unwrap_err();
+            assert!(error.starts_with(why), "{error}");
+        }
+        assert!("inner-2:7198".parse::<PeerAddresses>().is_err());
     }
 
     #[test]

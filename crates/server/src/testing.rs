@@ -65,7 +65,7 @@ impl Scripted {
                 .zip(servers)
                 .map(|(n, id)| {
                     let host = format!("10.0.0.{n}");
-                    (id, Server { id, host, base_port: 7000, up: true })
+                    (id, Server { id, host, base_port: 7000, peer: None, up: true })
                 })
                 .collect(),
             shards: place(&servers, shards, 3, 1),

@@ -47,10 +47,16 @@ fn versions_increase_with_every_change_and_only_then() {
     assert_eq!(version(&meta), 2);
     assert!(!meta.topology().unwrap().server(ServerId(2)).unwrap().up);
     meta.advance(4).unwrap();
-    let address = MetaCommand::ServerAddress { server: ServerId(2), host: "db2".to_owned(), base_port: 9000 };
+    let address = MetaCommand::ServerAddress {
+        server: ServerId(2),
+        host: "db2".to_owned(),
+        base_port: 9000,
+        peer: Some("inner-db2:7198".to_owned()),
+    };
     meta.apply(5, &address.encode()).unwrap();
     let topology = meta.topology().unwrap();
     let server = topology.server(ServerId(2)).unwrap();
+    assert_eq!(server.peer_addr(), "inner-db2:7198");
     assert_eq!((version(&meta), server.host.as_str(), server.base_port, server.up), (3, "db2", 9000, false));
 }
 
@@ -85,8 +91,12 @@ fn refusals() {
     let mut meta = created(good.clone());
     assert_eq!(refusal(&mut meta, MetaCommand::Create(good)), MetaRefusal::AlreadyCreated("test".to_owned()));
     assert_eq!(refusal(&mut meta, up(4, false)), MetaRefusal::UnknownServer(ServerId(4)));
-    let onto_another =
-        MetaCommand::ServerAddress { server: ServerId(2), host: "127.0.0.1".to_owned(), base_port: 7100 };
+    let onto_another = MetaCommand::ServerAddress {
+        server: ServerId(2),
+        host: "127.0.0.1".to_owned(),
+        base_port: 7100,
+        peer: None,
+    };
     assert_eq!(
         refusal(&mut meta, onto_another),
         TopologyError::PortsOverlap(ServerId(1), ServerId(2)).into()
@@ -146,8 +156,12 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
             }
         ),
         (server.clone(), any::<bool>()).prop_map(|(server, up)| MetaCommand::ServerUp { server, up }),
-        (server, "[a-b ]{0,2}", prop_oneof![Just(0u16), 7000..7600u16])
-            .prop_map(|(server, host, base_port)| { MetaCommand::ServerAddress { server, host, base_port } }),
+        (server, "[a-b ]{0,2}", prop_oneof![Just(0u16), 7000..7600u16]).prop_map(
+            |(server, host, base_port)| {
+                let peer = (base_port % 2 == 1).then(|| format!("{host}:7298"));
+                MetaCommand::ServerAddress { server, host, base_port, peer }
+            }
+        ),
     ]
 }
 

@@ -23,6 +23,7 @@ pub(crate) fn create(servers: u64, shards: u16, mode: Mode) -> Create {
                 id: ServerId(id),
                 host: "127.0.0.1".to_owned(),
                 base_port: 7000 + 100 * u16::try_from(id).unwrap(),
+                peer: None,
             })
             .collect(),
     }

@@ -74,6 +74,16 @@ fn invariant_a_topology_keeps_its_rules() {
         }),
         ServerFiledWrong(ServerId(9))
     );
+    for peer in ["", "7198", ":7198", "a", "a:", "a:0", "a:65536", "a b:7198"] {
+        assert_eq!(
+            broken(&|l| l.servers.get_mut(&ServerId(2)).unwrap().peer = Some(peer.to_owned())),
+            Peer(ServerId(2), peer.to_owned())
+        );
+    }
+    assert_eq!(
+        broken(&|l| l.servers.get_mut(&ServerId(2)).unwrap().peer = Some("127.0.0.1:7198".to_owned())),
+        PeerTwice(ServerId(1), ServerId(2))
+    );
     for host in ["", "a b", "a,b", "a@b", "a\nb", &"x".repeat(256)] {
         assert_eq!(
             broken(&|l| l.servers.get_mut(&ServerId(2)).unwrap().host = host.to_owned()),

@@ -94,10 +94,12 @@ pub(crate) struct Overview {
 pub(crate) struct ServerRow {
     /// Number of the server, from 1.
     pub(crate) id: u64,
-    /// Where it is reached.
+    /// Where clients reach it.
     pub(crate) host: String,
-    /// Its first client port.
+    /// Its first client port there.
     pub(crate) base_port: u16,
+    /// `host:port` where the other servers reach it.
+    pub(crate) peer: String,
     /// Whether it answers.
     pub(crate) up: bool,
 }
@@ -199,8 +201,7 @@ impl Shape {
 impl Overview {
     /// Whether the server with this peer address answers.
     pub(crate) fn is_up(&self, peer_addr: &str) -> bool {
-        let addr_of = |s: &ServerRow| format!("{}:{}", s.host, s.base_port + crate::config::PEER_PORT_OFFSET);
-        self.servers.iter().any(|s| s.up && addr_of(s) == peer_addr)
+        self.servers.iter().any(|s| s.up && s.peer == peer_addr)
     }
 }
 
@@ -325,9 +326,12 @@ impl From<ClusterStatus> for Overview {
         let servers: Vec<ServerRow> = status
             .servers
             .into_iter()
-            .map(|server| {
-                let host = server.peer.rsplit_once(':').map_or(server.peer.as_str(), |(host, _)| host);
-                ServerRow { id: server.id, host: host.to_owned(), base_port: server.base_port, up: server.up }
+            .map(|server| ServerRow {
+                id: server.id,
+                host: server.host,
+                base_port: server.base_port,
+                peer: server.peer,
+                up: server.up,
             })
             .collect();
         let shards = status.shards.into_iter().map(|shard| shard_row(shard, &servers)).collect();
@@ -392,7 +396,8 @@ mod tests {
     fn status() -> ClusterStatus {
         let server = |id: u64, up| kvorum_node::ServerStatus {
             id,
-            peer: format!("10.0.0.{id}:7198"),
+            peer: format!("inner-{id}:7198"),
+            host: format!("10.0.0.{id}"),
             base_port: 7100,
             up,
         };

@@ -151,6 +151,9 @@ fn node_config(config: &Config) -> NodeConfig {
         write_timeout: Duration::from_millis(config.write_timeout_ms),
         stale_bound: Duration::from_millis(config.stale_read_limit_ms),
         raft_threads: raft_threads(config),
+        announced_port: config.announced_port(),
+        peer_host: config.peer_host().to_owned(),
+        peer_addresses: config.peer_addresses.0.clone(),
         ..NodeConfig::new(config.dir.clone(), &config.announce_host, config.base_port)
     }
 }
