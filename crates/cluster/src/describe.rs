@@ -4,9 +4,12 @@
 //! in INFO. Each shard has exactly one master, and no address is shown both as a master and as a replica. A node's
 //! epoch is the term of its shard's newest leader; `fail` comes from the topology, that is, from the meta group.
 //!
+//! A replica that joins is shown as Redis shows one that receives its first copy of the data: a disconnected slave in
+//! NODES, `loading` in SHARDS, and not in SLOTS, so that clients read elsewhere until it has arrived.
+//!
 //! Left out: open slots (`[slot->-id]`), host names beside addresses, TLS ports.
 
-use crate::{NodeId, Replica, ReplicaId, Shard, View};
+use crate::{NodeId, Replica, ReplicaId, Shard, Stage, View};
 use kvorum_keyspace::{Error, Outcome, SLOTS, Sink};
 use std::fmt::Write;
 
@@ -43,6 +46,7 @@ fn node_line(view: &View, shard: &Shard, replica: &Replica, me: ReplicaId, pong_
     let master = view.master(shard);
     let is_master = master.id == replica.id;
     let up = view.is_up(replica);
+    let connected = up && (is_master || replica.stage != Stage::Joining);
     let mut line = format!(
         "{} {host}:{port}@{peer_port} {}{}{} ",
         replica.node_id,
@@ -52,7 +56,7 @@ fn node_line(view: &View, shard: &Shard, replica: &Replica, me: ReplicaId, pong_
     );
     let written = if is_master { line.write_str("-") } else { write!(line, "{}", master.node_id) }
         .and_then(|()| write!(line, " 0 {pong_recv_ms} {} ", epoch(view, shard)))
-        .and_then(|()| line.write_str(if up { "connected" } else { "disconnected" }));
+        .and_then(|()| line.write_str(if connected { "connected" } else { "disconnected" }));
     written.expect("a String takes everything");
     if is_master && !shard.slots.is_empty() {
         write!(line, " {}", shard.slots).expect("a String takes everything");
@@ -60,7 +64,7 @@ fn node_line(view: &View, shard: &Shard, replica: &Replica, me: ReplicaId, pong_
     line
 }
 
-/// CLUSTER SLOTS: for each range its first and last slot, then the master and the replicas that are up.
+/// CLUSTER SLOTS: for each range its first and last slot, then the master and the replicas that are up and have the data.
 pub fn slots(view: &View, out: &mut dyn Sink) {
     let mut ranges: Vec<_> = view
         .topology
@@ -73,7 +77,9 @@ pub fn slots(view: &View, out: &mut dyn Sink) {
     for (range, shard) in ranges {
         let master = view.master(shard);
         let shown: Vec<&Replica> = master_first(view, shard)
-            .filter(|replica| replica.id == master.id || view.is_up(replica))
+            .filter(|replica| {
+                replica.id == master.id || view.is_up(replica) && replica.stage != Stage::Joining
+            })
             .collect();
         out.array(2 + shown.len());
         out.int(i64::from(range.start().number()));
@@ -119,7 +125,11 @@ pub fn shards(view: &View, offset: &dyn Fn(ReplicaId) -> u64, out: &mut dyn Sink
             out.bulk(b"replication-offset");
             out.int(i64::try_from(offset(replica.id)).unwrap_or(i64::MAX));
             out.bulk(b"health");
-            out.bulk(if view.is_up(replica) { b"online" } else { b"fail" });
+            out.bulk(match replica.stage {
+                _ if !view.is_up(replica) => b"fail".as_slice(),
+                Stage::Joining if replica.id != master.id => b"loading",
+                _ => b"online",
+            });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Who leads each shard, as far as this server has heard.
 
-use crate::{Replica, ReplicaId, Shard, ShardId, Topology};
+use crate::{Replica, ReplicaId, Shard, ShardId, Stage, Topology};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The leader of a shard.
@@ -84,17 +84,18 @@ impl View {
     /// The replica that is shown to clients as the master of a shard; exactly one at any time.
     ///
     /// It is the leader; while that is unknown, the last known one (the preferred one when there was none) unless
-    /// its server is down; then the first replica whose server is up.
+    /// its server is down or it has only just joined; then the first replica for which neither is so.
     pub fn master<'a>(&self, shard: &'a Shard) -> &'a Replica {
         if let Some(leader) = self.leader(shard) {
             return leader;
         }
         let last = self.leaders.last(shard.id).and_then(|last| member(shard, last));
         let usual = last.unwrap_or(&shard.replicas[0]);
-        if self.is_up(usual) {
+        let fit = |replica: &Replica| self.is_up(replica) && replica.stage != Stage::Joining;
+        if fit(usual) {
             return usual;
         }
-        shard.replicas.iter().find(|replica| self.is_up(replica)).unwrap_or(usual)
+        shard.replicas.iter().find(|replica| fit(replica)).unwrap_or(usual)
     }
 
     /// Whether the meta group hears from the replica's server.

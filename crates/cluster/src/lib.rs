@@ -9,7 +9,7 @@
 //! A shard's own log is the only authority on the slots it owns, checked beside the data by [`ShardMachine`];
 //! the topology is for routing and may lag behind it.
 //!
-//! Left out: moving slots, replacing servers, zones; they come with the migration of slots.
+//! Left out: moving slots, moving replicas by themselves, zones; they come with the migration of slots.
 
 pub mod checks;
 pub mod describe;
@@ -37,6 +37,6 @@ pub use route::{Intent, Route, route};
 pub use shard::{Note, Refusal, RestoreError, ShardMachine, ShardSnapshot, Unwitnessed, Witness};
 pub use slots::{ParseSlotsError, SlotSet};
 pub use topology::{
-    Durability, Layout, Mode, ParseDurabilityError, ParseModeError, Replica, Server, Shard, Topology,
+    Durability, Layout, Mode, ParseDurabilityError, ParseModeError, Replica, Server, Shard, Stage, Topology,
     TopologyError,
 };

@@ -6,12 +6,16 @@
 //! that changes nothing keeps it.
 
 use crate::{
-    Durability, Layout, MAX_SHARDS, Mode, RestoreError, Server, ServerId, Topology, TopologyError, hex, place,
+    Durability, Layout, MAX_SHARDS, Mode, Replica, ReplicaId, RestoreError, Server, ServerId, ShardId,
+    SplitMix64, Stage, Topology, TopologyError, hex, place, place::node_id,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
 const FORMAT: u32 = 1;
+
+/// Format of the entries that replace replicas.
+const FORMAT_REPLACE: u32 = 2;
 
 /// What the meta log can say.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -37,6 +41,25 @@ pub enum MetaCommand {
         /// Its peer address, when it is not `host` and the port 98 above `base_port`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<String>,
+    },
+    /// Puts a new replica in the place of one whose data or log cannot be trusted any more. The new one gets the next id that
+    /// was never given, and joins.
+    ReplaceReplica {
+        /// The shard.
+        shard: ShardId,
+        /// The replica that goes.
+        old: ReplicaId,
+        /// Where the new one lives; a server without another replica of the shard.
+        server: ServerId,
+        /// What the new one's node id is drawn from.
+        id_seed: u64,
+    },
+    /// Takes note that a replica that joined has all data and votes.
+    ReplicaJoined {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
     },
 }
 
@@ -97,7 +120,7 @@ struct AnyEnvelope {
 impl MetaCommand {
     /// The log entry.
     pub fn encode(&self) -> Vec<u8> {
-        let envelope = Envelope { format: FORMAT, command: self.clone() };
+        let envelope = Envelope { format: self.format(), command: self.clone() };
         serde_json::to_vec(&envelope).expect("numbers and texts have a JSON form")
     }
 
@@ -105,11 +128,64 @@ impl MetaCommand {
     pub fn decode(entry: &[u8]) -> Result<MetaCommand, MetaFault> {
         let malformed = |error: serde_json::Error| MetaFault::Malformed(error.to_string());
         let AnyEnvelope { format } = serde_json::from_slice(entry).map_err(malformed)?;
-        if format != FORMAT {
+        if !(FORMAT..=FORMAT_REPLACE).contains(&format) {
             return Err(MetaFault::UnknownFormat(format));
         }
         let envelope: Envelope = serde_json::from_slice(entry).map_err(malformed)?;
+        if envelope.command.format() != format {
+            return Err(MetaFault::Malformed(format!("a command of another format than {format}")));
+        }
         Ok(envelope.command)
+    }
+
+    /// The lowest format that has the command: an older version stops at what it does not know, and at nothing else.
+    fn format(&self) -> u32 {
+        match self {
+            MetaCommand::Create(_) | MetaCommand::ServerUp { .. } | MetaCommand::ServerAddress { .. } => {
+                FORMAT
+            }
+            MetaCommand::ReplaceReplica { .. } | MetaCommand::ReplicaJoined { .. } => FORMAT_REPLACE,
+        }
+    }
+
+    /// What the command makes of a topology: the next version of it, or nothing when it changes nothing. What a leader asks
+    /// before it proposes; the log decides.
+    pub fn applied_to(&self, topology: &Topology) -> Result<Option<Topology>, MetaRefusal> {
+        match self {
+            MetaCommand::Create(_) => Err(MetaRefusal::AlreadyCreated(topology.cluster_id.clone())),
+            MetaCommand::ServerUp { server, up } => changed(topology, |layout| {
+                server_in(layout, *server)?.up = *up;
+                Ok(())
+            }),
+            MetaCommand::ServerAddress { server, host, base_port, peer } => changed(topology, |layout| {
+                let server = server_in(layout, *server)?;
+                server.host.clone_from(host);
+                server.base_port = *base_port;
+                server.peer.clone_from(peer);
+                Ok(())
+            }),
+            MetaCommand::ReplaceReplica { shard, old, server, id_seed } => {
+                let new = topology.last_replica().0 + 1;
+                changed(topology, |layout| {
+                    let place = replica_in(layout, *shard, *old)?;
+                    *place = Replica {
+                        id: ReplicaId(new),
+                        server: *server,
+                        node_id: node_id(&mut SplitMix64::new(*id_seed)),
+                        stage: Stage::Joining,
+                    };
+                    layout.last_replica = new;
+                    Ok(())
+                })
+            }
+            MetaCommand::ReplicaJoined { shard, replica } => changed(topology, |layout| {
+                let replica = replica_in(layout, *shard, *replica)?;
+                if replica.stage == Stage::Joining {
+                    replica.stage = Stage::Member;
+                }
+                Ok(())
+            }),
+        }
     }
 }
 
@@ -142,6 +218,10 @@ pub enum MetaRefusal {
     ServerTwice(ServerId),
     #[error("there is no server {0}")]
     UnknownServer(ServerId),
+    #[error("there is no shard {0}")]
+    UnknownShard(ShardId),
+    #[error("shard {0} has no replica {1}")]
+    UnknownReplica(ShardId, ReplicaId),
     #[error(transparent)]
     Topology(#[from] TopologyError),
 }
@@ -235,36 +315,36 @@ impl MetaMachine {
 
     /// The topology after a command; `None` when it changes nothing.
     fn after(&self, command: MetaCommand) -> Result<Option<Topology>, MetaRefusal> {
-        match command {
-            MetaCommand::Create(create) => match &self.topology {
-                Some(exists) => Err(MetaRefusal::AlreadyCreated(exists.cluster_id.clone())),
-                None => created(create).map(Some),
-            },
-            MetaCommand::ServerUp { server, up } => self.with_server(server, |server| server.up = up),
-            MetaCommand::ServerAddress { server, host, base_port, peer } => {
-                self.with_server(server, |server| {
-                    server.host = host;
-                    server.base_port = base_port;
-                    server.peer = peer;
-                })
-            }
+        match (&self.topology, command) {
+            (Some(topology), command) => command.applied_to(topology),
+            (None, MetaCommand::Create(create)) => created(create).map(Some),
+            (None, _) => Err(MetaRefusal::NotCreated),
         }
     }
+}
 
-    fn with_server(
-        &self,
-        id: ServerId,
-        change: impl FnOnce(&mut Server),
-    ) -> Result<Option<Topology>, MetaRefusal> {
-        let topology = self.topology.as_ref().ok_or(MetaRefusal::NotCreated)?;
-        let mut layout = topology.layout().clone();
-        change(layout.servers.get_mut(&id).ok_or(MetaRefusal::UnknownServer(id))?);
-        if &layout == topology.layout() {
-            return Ok(None);
-        }
-        layout.version += 1;
-        Ok(Some(Topology::new(layout)?))
+/// The next version of a topology, unless the change changes nothing.
+fn changed(
+    topology: &Topology,
+    change: impl FnOnce(&mut Layout) -> Result<(), MetaRefusal>,
+) -> Result<Option<Topology>, MetaRefusal> {
+    let mut layout = topology.layout().clone();
+    change(&mut layout)?;
+    if &layout == topology.layout() {
+        return Ok(None);
     }
+    layout.version += 1;
+    Ok(Some(Topology::new(layout)?))
+}
+
+fn server_in(layout: &mut Layout, id: ServerId) -> Result<&mut Server, MetaRefusal> {
+    layout.servers.get_mut(&id).ok_or(MetaRefusal::UnknownServer(id))
+}
+
+fn replica_in(layout: &mut Layout, shard: ShardId, id: ReplicaId) -> Result<&mut Replica, MetaRefusal> {
+    let found = layout.shards.iter_mut().find(|other| other.id == shard);
+    let replicas = &mut found.ok_or(MetaRefusal::UnknownShard(shard))?.replicas;
+    replicas.iter_mut().find(|replica| replica.id == id).ok_or(MetaRefusal::UnknownReplica(shard, id))
 }
 
 fn created(create: Create) -> Result<Topology, MetaRefusal> {
@@ -296,6 +376,7 @@ fn created(create: Create) -> Result<Topology, MetaRefusal> {
         databases: create.databases,
         hash_seed: create.hash_seed,
         shards: place(&ids, create.shards, create.replicas, create.id_seed),
+        last_replica: 0,
         servers,
     };
     Ok(Topology::new(layout)?)

@@ -1,6 +1,6 @@
 //! Where the replicas of a new cluster go.
 
-use crate::{NodeId, Replica, ReplicaId, ServerId, Shard, ShardId, SlotSet, SplitMix64};
+use crate::{NodeId, Replica, ReplicaId, ServerId, Shard, ShardId, SlotSet, SplitMix64, Stage};
 use kvorum_keyspace::{SLOTS, Slot};
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
@@ -38,7 +38,12 @@ pub fn place(servers: &[ServerId], shards: u16, replicas: u16, seed: u64) -> Vec
                 .into_iter()
                 .map(|server| {
                     replica_id += 1;
-                    Replica { id: ReplicaId(replica_id), server, node_id: node_id(&mut random) }
+                    Replica {
+                        id: ReplicaId(replica_id),
+                        server,
+                        node_id: node_id(&mut random),
+                        stage: Stage::Founder,
+                    }
                 })
                 .collect();
             Shard {
@@ -67,7 +72,7 @@ pub fn slots_of_shard(index: u16, shards: u16) -> RangeInclusive<Slot> {
     slot(boundary(index))..=slot(boundary(index + 1) - 1)
 }
 
-fn node_id(random: &mut SplitMix64) -> NodeId {
+pub(crate) fn node_id(random: &mut SplitMix64) -> NodeId {
     let mut id = [0; 20];
     for part in id.chunks_mut(8) {
         part.copy_from_slice(&random.draw().to_be_bytes()[..part.len()]);

@@ -309,6 +309,11 @@ impl Shard {
     pub fn replica_on(&self, server: ServerId) -> Option<&Replica> {
         self.replicas.iter().find(|replica| replica.server == server)
     }
+
+    /// How many of its replicas may be gone while the rest can still decide.
+    pub fn minority(&self) -> usize {
+        (self.replicas.len() - 1) / 2
+    }
 }
 
 fn is_zero(number: &u64) -> bool {

@@ -132,12 +132,14 @@ pub(crate) async fn lead(
 }
 
 /// What a log line says of a command: not its content, for a creation holds the cluster's secret hash seed.
-fn name(command: &MetaCommand) -> String {
+pub(crate) fn name(command: &MetaCommand) -> String {
     match command {
         MetaCommand::Create(create) => format!("create cluster {}", create.cluster_id),
         MetaCommand::ServerUp { server, up } => {
             format!("server {server} is {}", if *up { "up" } else { "down" })
         }
         MetaCommand::ServerAddress { server, .. } => format!("server {server} moved"),
+        MetaCommand::ReplaceReplica { shard, old, .. } => format!("replica {old} of shard {shard} replaced"),
+        MetaCommand::ReplicaJoined { shard, replica } => format!("replica {replica} of shard {shard} joined"),
     }
 }

@@ -69,6 +69,7 @@ impl Scripted {
                 })
                 .collect(),
             shards: place(&servers, shards, 3, 1),
+            last_replica: 0,
         };
         let topology = Arc::new(Topology::new(layout).unwrap());
         let shard = topology.shard(ShardId(0)).unwrap();

@@ -287,3 +287,33 @@ proptest! {
         prop_assert_eq!(counts.iter().sum::<usize>(), usize::from(SLOTS));
     }
 }
+
+/// To clients a replica that joins is a node that is still without data.
+#[test]
+fn a_replica_that_joins() {
+    let before = view();
+    let old = replica(&before, 0, 1);
+    let command = kvorum_cluster::MetaCommand::ReplaceReplica {
+        shard: ShardId(0),
+        old,
+        server: kvorum_cluster::ServerId(1),
+        id_seed: 77,
+    };
+    let topology = command.applied_to(&before.topology).unwrap().unwrap();
+    let view = View { topology: Arc::new(topology), leaders: before.leaders.clone() };
+    let me = replica(&view, 1, 2);
+    assert!(
+        nodes(&view, me).starts_with(
+            "0@1 127.0.0.1:7100@7198 slave 0@2 0 1795 1 disconnected\n\
+             0@2 127.0.0.1:7200@7298 master - 0 1795 1 connected 0-5460\n"
+        ),
+        "{}",
+        nodes(&view, me)
+    );
+    assert!(!slots(&view).contains("0@1"), "{}", slots(&view));
+    assert!(
+        shards(&view).contains("$id $0@1 $port :7100 $ip $127.0.0.1 $endpoint $127.0.0.1 $role $replica $replication-offset :100 $health $loading"),
+        "{}",
+        shards(&view)
+    );
+}

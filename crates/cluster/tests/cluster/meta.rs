@@ -1,7 +1,7 @@
 use crate::support::{create, created};
 use kvorum_cluster::{
-    Create, Durability, MetaCommand, MetaError, MetaFault, MetaMachine, MetaRefusal, Mode, ServerId,
-    TopologyError,
+    Create, Durability, MetaCommand, MetaError, MetaFault, MetaMachine, MetaRefusal, Mode, ReplicaId,
+    ServerId, ShardId, Stage, TopologyError,
 };
 use proptest::prelude::*;
 
@@ -118,7 +118,7 @@ fn unknown_entries_are_faults() {
         Err(MetaError::Fault(fault)) => fault,
         other => panic!("no fault: {other:?}"),
     };
-    assert_eq!(fault(r#"{"format":2,"anything":[]}"#), MetaFault::UnknownFormat(2));
+    assert_eq!(fault(r#"{"format":3,"anything":[]}"#), MetaFault::UnknownFormat(3));
     for entry in [
         "",
         "{}",
@@ -128,6 +128,8 @@ fn unknown_entries_are_faults() {
         r#"{"format":1,"command":{"server_up":{"server":1,"up":true,"why":"?"}}}"#,
         r#"{"format":1,"command":{"server_up":{"server":1}}}"#,
         r#"{"format":1,"command":{"server_gone":{"server":1}}}"#,
+        r#"{"format":2,"command":{"server_up":{"server":1,"up":true}}}"#,
+        r#"{"format":1,"command":{"replica_joined":{"shard":0,"replica":1}}}"#,
         r#"{"format":1,"command":{"server_up":{"server":1,"up":true}},"signed":true}"#,
         r#"{"format":1,"command":{"server_up":{"server":1,"up":true}}} x"#,
     ] {
@@ -155,6 +157,13 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
                 MetaCommand::Create(Create { id_seed: seed, shards, replicas, ..create(servers, 1, mode) })
             }
         ),
+        (0u16..3, 0u64..12, server.clone(), any::<u64>()).prop_map(|(shard, old, server, id_seed)| {
+            MetaCommand::ReplaceReplica { shard: ShardId(shard), old: ReplicaId(old), server, id_seed }
+        }),
+        (0u16..3, 0u64..20).prop_map(|(shard, replica)| MetaCommand::ReplicaJoined {
+            shard: ShardId(shard),
+            replica: ReplicaId(replica)
+        }),
         (server.clone(), any::<bool>()).prop_map(|(server, up)| MetaCommand::ServerUp { server, up }),
         (server, "[a-b ]{0,2}", prop_oneof![Just(0u16), 7000..7600u16]).prop_map(
             |(server, host, base_port)| {
@@ -171,6 +180,7 @@ proptest! {
     fn invariant_servers_agree(log in prop::collection::vec(any_command(), 0..40)) {
         let (mut one, mut two) = (MetaMachine::new(), MetaMachine::new());
         let mut before = None;
+        let mut given = std::collections::BTreeSet::new();
         for (index, command) in log.iter().enumerate() {
             let entry = command.encode();
             prop_assert_eq!(&MetaCommand::decode(&entry).unwrap(), command);
@@ -183,6 +193,12 @@ proptest! {
             let versions = (before.as_ref().map_or(0, |t: &std::sync::Arc<_>| version(t)), now.as_ref().map_or(0, version));
             prop_assert_eq!(versions.0 == versions.1, before == now);
             prop_assert!(versions.0 <= versions.1);
+            // Ids of replicas that are gone never come back.
+            let ids = |topology: &std::sync::Arc<kvorum_cluster::Topology>| {
+                topology.all_replicas().map(|(_, replica)| replica.id).collect::<std::collections::BTreeSet<_>>()
+            };
+            let (was, is) = (before.as_ref().map(ids).unwrap_or_default(), now.as_ref().map(ids).unwrap_or_default());
+            prop_assert!(is.difference(&was).all(|&id| given.insert(id)));
             before = now;
         }
     }
@@ -202,4 +218,112 @@ fn servers_are_placed_in_the_order_of_their_ids() {
     let mut shuffled = create(3, 3, Mode::Cluster);
     shuffled.servers.reverse();
     assert_eq!(created(shuffled).topology(), created(create(3, 3, Mode::Cluster)).topology());
+}
+
+fn replace(shard: u16, old: u64, server: u64) -> MetaCommand {
+    MetaCommand::ReplaceReplica {
+        shard: ShardId(shard),
+        old: ReplicaId(old),
+        server: ServerId(server),
+        id_seed: old,
+    }
+}
+
+fn joined(shard: u16, replica: u64) -> MetaCommand {
+    MetaCommand::ReplicaJoined { shard: ShardId(shard), replica: ReplicaId(replica) }
+}
+
+/// Ids and stages of a shard's replicas.
+fn stages(meta: &MetaMachine, shard: u16) -> Vec<(u64, Stage)> {
+    let topology = meta.topology().unwrap();
+    let replicas = &topology.shard(ShardId(shard)).unwrap().replicas;
+    replicas.iter().map(|replica| (replica.id.0, replica.stage)).collect()
+}
+
+#[test]
+fn a_replica_is_replaced_by_a_new_id_in_its_place() {
+    use Stage::{Founder, Joining, Member};
+    let mut meta = created(create(3, 2, Mode::Cluster));
+    assert_eq!(stages(&meta, 0), [(1, Founder), (2, Founder), (3, Founder)]);
+    let gone = meta.topology().unwrap().replica(ReplicaId(1)).unwrap().1.node_id;
+
+    meta.apply(2, &replace(0, 1, 1).encode()).unwrap();
+    assert_eq!(stages(&meta, 0), [(7, Joining), (2, Founder), (3, Founder)]);
+    let topology = meta.topology().unwrap();
+    assert_eq!(topology.version, 2);
+    assert_eq!(topology.replica(ReplicaId(1)), None);
+    let new = topology.replica(ReplicaId(7)).unwrap().1;
+    assert_eq!(new.server, ServerId(1));
+    assert_ne!(new.node_id, gone, "to clients it is another node");
+
+    meta.apply(3, &joined(0, 7).encode()).unwrap();
+    assert_eq!(stages(&meta, 0), [(7, Member), (2, Founder), (3, Founder)]);
+    meta.apply(4, &joined(0, 7).encode()).unwrap();
+    meta.apply(5, &joined(0, 2).encode()).unwrap();
+    assert_eq!(meta.topology().unwrap().version, 3, "nothing new");
+
+    // The highest id is gone again; it does not come back.
+    meta.apply(6, &replace(0, 7, 1).encode()).unwrap();
+    let server = meta.topology().unwrap().server_of(ReplicaId(4)).unwrap().id;
+    let seven_again =
+        MetaCommand::ReplaceReplica { shard: ShardId(1), old: ReplicaId(4), server, id_seed: 8 };
+    meta.apply(7, &seven_again.encode()).unwrap();
+    assert_eq!(stages(&meta, 0)[0], (8, Joining));
+    assert!(stages(&meta, 1).contains(&(9, Joining)));
+}
+
+#[test]
+fn never_more_than_a_minority_joins() {
+    let mut meta = created(create(3, 1, Mode::Cluster));
+    meta.apply(2, &replace(0, 2, 2).encode()).unwrap();
+    let too_many = MetaRefusal::Topology(TopologyError::TooManyJoining(ShardId(0)));
+    assert_eq!(refusal(&mut meta, replace(0, 3, 3)), too_many);
+    // The one that joins may itself be lost again.
+    meta.apply(4, &replace(0, 4, 2).encode()).unwrap();
+    assert_eq!(refusal(&mut meta, replace(0, 3, 3)), too_many);
+    meta.apply(6, &joined(0, 5).encode()).unwrap();
+    meta.apply(7, &replace(0, 3, 3).encode()).unwrap();
+
+    let mut alone = created(create(1, 1, Mode::Cluster));
+    assert_eq!(refusal(&mut alone, replace(0, 1, 1)), too_many);
+    let mut two = created(create(2, 1, Mode::Cluster));
+    assert_eq!(refusal(&mut two, replace(0, 1, 1)), too_many);
+}
+
+#[test]
+fn what_cannot_be_replaced() {
+    let mut meta = created(create(4, 3, Mode::Cluster));
+    assert_eq!(refusal(&mut meta, replace(9, 1, 1)), MetaRefusal::UnknownShard(ShardId(9)));
+    assert_eq!(refusal(&mut meta, replace(1, 1, 1)), MetaRefusal::UnknownReplica(ShardId(1), ReplicaId(1)));
+    assert_eq!(refusal(&mut meta, joined(0, 40)), MetaRefusal::UnknownReplica(ShardId(0), ReplicaId(40)));
+    let elsewhere = stages(&meta, 0);
+    assert_eq!(elsewhere.len(), 3);
+    let taken = meta.topology().unwrap().server_of(ReplicaId(2)).unwrap().id;
+    assert_eq!(
+        refusal(&mut meta, replace(0, 1, taken.0)),
+        TopologyError::SameServer(ShardId(0), taken).into()
+    );
+    assert!(matches!(
+        refusal(&mut meta, replace(0, 1, 9)),
+        MetaRefusal::Topology(TopologyError::UnknownServer(_, ServerId(9)))
+    ));
+    assert_eq!(refusal(&mut MetaMachine::new(), replace(0, 1, 1)), MetaRefusal::NotCreated);
+}
+
+#[test]
+fn the_log_entry_of_a_replacement_is_of_a_format_of_its_own() {
+    let text = r#"{"format":2,"command":{"replace_replica":{"shard":0,"old":1,"server":1,"id_seed":1}}}"#;
+    assert_eq!(replace(0, 1, 1).encode(), text.as_bytes());
+    assert_eq!(MetaCommand::decode(text.as_bytes()), Ok(replace(0, 1, 1)));
+    let text = r#"{"format":2,"command":{"replica_joined":{"shard":0,"replica":7}}}"#;
+    assert_eq!(joined(0, 7).encode(), text.as_bytes());
+    // A cluster in which nothing was replaced looks as it did before there were replacements.
+    let mut meta = created(create(3, 1, Mode::Cluster));
+    let before = serde_json::to_string(&*meta.topology().unwrap()).unwrap();
+    assert!(!before.contains("stage") && !before.contains("last_replica"), "{before}");
+    meta.apply(2, &replace(0, 1, 1).encode()).unwrap();
+    let after = serde_json::to_string(&*meta.topology().unwrap()).unwrap();
+    assert!(after.contains(r#""stage":"joining""#) && after.contains(r#""last_replica":4"#), "{after}");
+    let restored = MetaMachine::restore(&meta.snapshot()).unwrap();
+    assert_eq!(restored, meta);
 }
