@@ -43,8 +43,9 @@ pub use host::{Host, HostConfig, HostError, Timing};
 pub use lease::{LEASE_MARGIN_PERCENT, NotLeased};
 pub use machine::{Committed, Fatal, Image, Machine};
 pub use transport::{
-    Append, AppendSession, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound, Link,
-    LinkError, LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport, Weather,
+    Append, AppendSession, Connector, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound,
+    Link, LinkError, LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport,
+    Weather,
 };
 pub use types::Member;
 pub use wal::{GroupId, Local, SyncMode};

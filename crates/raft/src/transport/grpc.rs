@@ -7,7 +7,7 @@
 //! The receiving side is [`PeerService`], a tonic service that the owner of the peer port mounts.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -40,7 +40,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{APPEND_BYTES, Append, FRAME_BYTES, Forget, Inbound, Link, LinkError, PendingReply, Transport};
+use super::{
+    APPEND_BYTES, Append, Connector, FRAME_BYTES, Forget, Inbound, Link, LinkError, PendingReply, Transport,
+};
 
 /// Frames that may wait on one connection; a frame has at most [`FRAME_BYTES`].
 const QUEUE_FRAMES: usize = 64;
@@ -81,15 +83,22 @@ impl Default for GrpcConfig {
 /// Links over TCP.
 pub struct GrpcTransport {
     config: GrpcConfig,
+    connector: Connector,
     inbound: OnceLock<Inbound>,
     /// By server; the newest address counts.
     links: Mutex<HashMap<u64, Arc<GrpcLink>>>,
 }
 
 impl GrpcTransport {
-    /// A transport without links.
+    /// A transport without links, which connects by the announced addresses.
     pub fn new(config: GrpcConfig) -> GrpcTransport {
-        GrpcTransport { config, inbound: OnceLock::new(), links: Mutex::default() }
+        let connector = Connector::new(config.connect_timeout, BTreeMap::new());
+        GrpcTransport::with_connector(config, connector)
+    }
+
+    /// The same, connecting as `connector` does, whose time-out counts.
+    pub fn with_connector(config: GrpcConfig, connector: Connector) -> GrpcTransport {
+        GrpcTransport { config, connector, inbound: OnceLock::new(), links: Mutex::default() }
     }
 }
 
@@ -105,7 +114,14 @@ impl Transport for GrpcTransport {
             return link.clone();
         }
         let inbound = self.inbound.get().cloned().unwrap_or_default();
-        let link = Arc::new(GrpcLink::open(server, addr.to_owned(), self.config.clone(), inbound));
+        let target = Target {
+            server,
+            addr: addr.to_owned(),
+            config: self.config.clone(),
+            connector: self.connector.clone(),
+            inbound,
+        };
+        let link = Arc::new(GrpcLink::open(target));
         // A link to an old address goes with the last client that holds it.
         links.insert(server, link.clone());
         link
@@ -123,15 +139,15 @@ struct Target {
     server: u64,
     addr: String,
     config: GrpcConfig,
+    connector: Connector,
     inbound: Inbound,
 }
 
 impl Target {
+    /// To be used with the connector, which has its own time-out.
     fn endpoint(&self) -> Result<Endpoint, tonic::transport::Error> {
         let (interval, timeout) = self.config.keep_alive;
         Ok(Endpoint::from_shared(format!("http://{}", self.addr))?
-            .connect_timeout(self.config.connect_timeout)
-            .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(interval)
@@ -172,12 +188,12 @@ struct Connection {
 type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<raft::AppendReply>>>>;
 
 impl GrpcLink {
-    fn open(server: u64, addr: String, config: GrpcConfig, inbound: Inbound) -> GrpcLink {
-        let target = Arc::new(Target { server, addr, config, inbound });
+    fn open(target: Target) -> GrpcLink {
+        let target = Arc::new(target);
         let control = match target.endpoint() {
-            Ok(endpoint) => Some(endpoint.connect_lazy()),
+            Ok(endpoint) => Some(endpoint.connect_with_connector_lazy(target.connector.clone())),
             Err(error) => {
-                tracing::error!(server, addr = target.addr, %error, "not a peer address");
+                tracing::error!(server = target.server, addr = target.addr, %error, "not a peer address");
                 None
             }
         };
@@ -310,14 +326,15 @@ async fn keep_connected(target: Arc<Target>, slot: Arc<Mutex<Option<Connection>>
 async fn connect(target: &Target) -> Result<(Connection, Streaming<ReplyBatch>), String> {
     let connecting = async {
         let endpoint = target.endpoint().map_err(|error| error_text(&error))?;
-        let channel = endpoint.connect().await.map_err(|error| error_text(&error))?;
+        let channel = endpoint.connect_with_connector(target.connector.clone()).await;
+        let channel = channel.map_err(|error| error_text(&error))?;
         let (frames, queue) = mpsc::channel(QUEUE_FRAMES);
         let request = target.address(batches(queue));
         let mut client = PeerClient::new(channel).max_decoding_message_size(APPEND_BYTES);
         let replies = client.exchange(request).await.map_err(|status| status_text(&status))?;
         Ok((Connection { frames, pending: Pending::default() }, replies.into_inner()))
     };
-    // The name may take its time, too.
+    // The handshake may take its time, too.
     let deadline = target.config.connect_timeout * 2;
     tokio::time::timeout(deadline, connecting).await.unwrap_or_else(|_| Err("timed out".to_owned()))
 }
@@ -453,6 +470,55 @@ mod tests {
             entries: vec![raft::Entry { term: 1, index: 1, payload }],
             ..Default::default()
         }
+    }
+
+    /// Serves the peer service until the returned runtime goes.
+    fn serve(inbound: &Inbound) -> (std::net::SocketAddr, tokio::runtime::Runtime) {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = PeerService::new(inbound.clone());
+        runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await
+        });
+        (address, runtime)
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_found_again_where_its_name_has_moved_to() {
+        let inbound = Inbound::default();
+        let (first, first_runs) = serve(&inbound);
+        let (second, second_runs) = serve(&inbound);
+        let current = Arc::new(Mutex::new(first));
+        let lookup = {
+            let current = Arc::clone(&current);
+            move |_| {
+                let address = *current.lock();
+                async move { Ok(vec![address]) }.boxed()
+            }
+        };
+        let connector = Connector::with_lookup(Duration::from_secs(1), BTreeMap::new(), lookup);
+        let transport = GrpcTransport::with_connector(GrpcConfig::default(), connector);
+        transport.start(inbound);
+        let link = transport.link(0, "name:7198");
+        let ask = || {
+            let request = peer::ControlRequest { group: 1, to: 1, request: None };
+            link.control(request, Duration::from_secs(1))
+        };
+        ask().await.unwrap();
+        first_runs.shutdown_background();
+        *current.lock() = second;
+        let mut tries = 0;
+        while let Err(error) = ask().await {
+            tries += 1;
+            assert!(tries < 100, "{error}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        second_runs.shutdown_background();
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //!
 //! [`GrpcTransport`] is the real one, [`LocalNetwork`] connects hosts of one process and can cut them off.
 
+mod connect;
 mod grpc;
 mod inbound;
 mod local;
@@ -27,6 +28,7 @@ use futures::future::BoxFuture;
 use kvorum_proto::{peer, raft};
 use tokio::sync::oneshot;
 
+pub use connect::Connector;
 pub use grpc::{GrpcConfig, GrpcTransport, PeerService};
 pub use inbound::{AppendSession, Identity, Inbound, SessionError};
 pub use local::{LocalNetwork, LocalTransport, Weather};
