@@ -1,0 +1,110 @@
+//! Reading a snapshot takes memory for what was read, never for what was only promised.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
+#![allow(unsafe_code, reason = "a counting allocator has to implement GlobalAlloc")]
+
+mod support;
+
+use kvorum_keyspace::{Keyspace, Settings};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+};
+use support::Bare;
+
+/// Counts what is allocated, and the most of it.
+struct Counting;
+
+static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn grown(by: usize) {
+    PEAK.fetch_max(ALLOCATED.fetch_add(by, SeqCst) + by, SeqCst);
+}
+
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grown(layout.size());
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        ALLOCATED.fetch_sub(layout.size(), SeqCst);
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // Both blocks may be there for a moment.
+        grown(size);
+        ALLOCATED.fetch_sub(layout.size(), SeqCst);
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn settings() -> Settings {
+    Settings { databases: 1, hash_seed: [3; 16] }
+}
+
+/// The most that reading these bytes held at once, and whether they were a snapshot.
+fn peak_of(bytes: &[u8]) -> (usize, bool) {
+    let before = ALLOCATED.load(SeqCst);
+    PEAK.store(before, SeqCst);
+    let restored = Keyspace::restore(settings(), &mut &bytes[..]).is_ok();
+    (PEAK.load(SeqCst) - before, restored)
+}
+
+fn dump_of(fill: impl FnOnce(&mut Bare)) -> Vec<u8> {
+    let mut bare = Bare::new();
+    bare.keyspace = Keyspace::new(settings());
+    fill(&mut bare);
+    bare.keyspace.dump()
+}
+
+// One test: another thread's allocations would count.
+#[test]
+fn memory_follows_what_was_read() {
+    // A first piece of a text, and a page of the table of slots.
+    const ALWAYS: usize = 256 * 1024;
+
+    let big = dump_of(|bare| {
+        bare.run(&[b"SET", b"big", &vec![b'b'; 20_000_000]]);
+    });
+    let (peak, restored) = peak_of(&big);
+    assert!(restored && peak < 2 * big.len() + ALWAYS, "{peak} for a value of {}", big.len());
+    // Nine tenths of it are missing.
+    let cut = &big[..big.len() / 10];
+    let (peak, restored) = peak_of(cut);
+    assert!(!restored && peak < 3 * cut.len() + ALWAYS, "{peak} for {} bytes of a value", cut.len());
+
+    let many = dump_of(|bare| {
+        for n in 0..20_000 {
+            bare.run(&[b"SET", format!("{{one slot}}{n}").as_bytes(), b"v", b"PX", b"10000"]);
+        }
+    });
+    let (peak, restored) = peak_of(&many);
+    assert!(restored && peak < 10 * many.len() + ALWAYS, "{peak} for keys of {}", many.len());
+
+    // Promises: of a key, a value, keys in a slot, in every form that a flipped bit can give them.
+    let small = dump_of(|bare| {
+        bare.run(&[b"SET", b"key", &[b'v'; 300], b"PX", b"10000"]);
+        bare.line("SET {key}2 v");
+        bare.line("DEL gone");
+    });
+    for at in 0..small.len() {
+        for byte in 0..=255 {
+            let mut wrong = small.clone();
+            wrong[at] = byte;
+            let (peak, _) = peak_of(&wrong);
+            assert!(peak < ALWAYS, "{peak} with byte {at} as {byte}");
+        }
+    }
+    let promise = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+    for at in 0..small.len() {
+        let wrong = [&small[..at], &promise, &small[at..]].concat();
+        let (peak, _) = peak_of(&wrong);
+        assert!(peak < ALWAYS, "{peak} with a promise at {at}");
+    }
+}
