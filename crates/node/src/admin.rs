@@ -9,8 +9,9 @@ use kvorum_cluster::{
 };
 use kvorum_proto::admin::admin_server::{Admin, AdminServer};
 use kvorum_proto::admin::{self as rpc, admin_client};
-use kvorum_raft::{Environment, Role};
+use kvorum_raft::{Connector, Environment, Role};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -179,7 +180,7 @@ pub struct AdminClient {
 pub(crate) fn endpoint(addr: &str) -> Result<Endpoint, AdminError> {
     let endpoint = Endpoint::from_shared(format!("http://{addr}"))
         .map_err(|_| AdminError::Address { addr: addr.to_owned() })?;
-    Ok(endpoint.connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT).tcp_nodelay(true))
+    Ok(endpoint.timeout(CALL_TIMEOUT))
 }
 
 impl AdminClient {
@@ -188,8 +189,12 @@ impl AdminClient {
     /// # Errors
     /// [`AdminError::Address`] and [`AdminError::Unreachable`].
     pub async fn connect(addr: &str) -> Result<AdminClient, AdminError> {
+        AdminClient::connect_by(&Connector::new(CALL_TIMEOUT, BTreeMap::new()), addr).await
+    }
+
+    async fn connect_by(connector: &Connector, addr: &str) -> Result<AdminClient, AdminError> {
         let channel = endpoint(addr)?
-            .connect()
+            .connect_with_connector(connector.clone())
             .await
             .map_err(|error| AdminError::Unreachable { addr: addr.to_owned(), reason: root_cause(&error) })?;
         Ok(AdminClient { addr: addr.to_owned(), client: admin_client::AdminClient::new(channel) })
@@ -306,6 +311,11 @@ impl AdminService {
         AdminServer::new(self)
     }
 
+    /// How this server reaches others.
+    fn connector(&self) -> Connector {
+        Connector::new(CALL_TIMEOUT, self.node.config().peer_addresses.clone())
+    }
+
     async fn form_cluster(&self, request: rpc::CreateRequest) -> Result<String, String> {
         let mode: Mode =
             request.mode.parse().map_err(|error: kvorum_cluster::ParseModeError| error.to_string())?;
@@ -317,12 +327,14 @@ impl AdminService {
             return Err("a cluster needs at least one server".to_owned());
         }
         let cluster_id = random_hex::<16>(self.node.environment());
+        let connector = self.connector();
         let mut clients = Vec::new();
         let mut servers = Vec::new();
         let mut meta_members = Vec::new();
         let mut seen = Vec::new();
         for (n, server) in (1..).zip(&request.servers) {
-            let mut client = AdminClient::connect(&server.addr).await.map_err(|error| error.to_string())?;
+            let mut client =
+                AdminClient::connect_by(&connector, &server.addr).await.map_err(|error| error.to_string())?;
             let description = client.describe().await.map_err(|error| error.to_string())?;
             if let Some(other) = description.cluster_id {
                 return Err(format!("server {} already belongs to cluster {other}", server.addr));
@@ -372,13 +384,14 @@ impl AdminService {
             .ok_or_else(|| Status::failed_precondition("this server belongs to no cluster"))?;
         let topology = &view.topology;
         let me = self.node.server().server_id;
+        let connector = self.connector();
         let described = futures::future::join_all(topology.servers.values().map(|server| {
-            let addr = server.peer_addr();
+            let (addr, connector) = (server.peer_addr(), &connector);
             async move {
                 if Some(server.id) == me {
                     return Some(self.node.describe());
                 }
-                let asked = async { AdminClient::connect(&addr).await?.describe().await };
+                let asked = async { AdminClient::connect_by(connector, &addr).await?.describe().await };
                 tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?.ok()
             }
         }))

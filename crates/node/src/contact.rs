@@ -7,6 +7,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvorum_cluster::ServerId;
 use kvorum_proto::admin::{self as rpc, admin_client};
+use kvorum_raft::Connector;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,12 +44,16 @@ pub trait Contact: Send + Sync + 'static {
 }
 
 /// Asks over gRPC; one connection to each server, looked up again whenever it is made anew.
-#[derive(Default)]
 pub(crate) struct GrpcContact {
+    connector: Connector,
     channels: Mutex<BTreeMap<ServerId, (String, Channel)>>,
 }
 
 impl GrpcContact {
+    pub(crate) fn new(connector: Connector) -> GrpcContact {
+        GrpcContact { connector, channels: Mutex::default() }
+    }
+
     fn channel(&self, to: ServerId, addr: &str) -> Result<Channel, String> {
         let mut channels = self.channels.lock();
         if let Some((known, channel)) = channels.get(&to)
@@ -57,7 +62,7 @@ impl GrpcContact {
             return Ok(channel.clone());
         }
         let endpoint = crate::admin::endpoint(addr).map_err(|error| error.to_string())?;
-        let channel = endpoint.connect_lazy();
+        let channel = endpoint.connect_with_connector_lazy(self.connector.clone());
         channels.insert(to, (addr.to_owned(), channel.clone()));
         Ok(channel)
     }
