@@ -1,6 +1,6 @@
 //! Settings of one server, as the node needs them. Who reads files and flags is the caller's business.
 
-use kvorum_raft::wal::WalConfig;
+use kvorum_raft::{SnapshotConfig, wal::WalConfig};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -59,6 +59,8 @@ pub struct NodeConfig {
     pub stale_bound: Duration,
     /// The log's sizes and intervals.
     pub wal: WalConfig,
+    /// When snapshots are taken and what is kept of the log behind them; they are in `snapshots/` of `dir`, whatever it says here.
+    pub snapshots: SnapshotConfig,
     /// Worker threads of the runtime that Raft, the transport and apply share (never user work).
     pub raft_threads: usize,
 }
@@ -79,6 +81,7 @@ impl NodeConfig {
             write_timeout: Duration::from_secs(5),
             stale_bound: Duration::from_secs(10),
             wal: WalConfig::default(),
+            snapshots: SnapshotConfig::default(),
             raft_threads: 2,
         }
     }

@@ -15,7 +15,9 @@ use crate::shard::Shard;
 use crate::views::Views;
 use kvorum_cluster::{Configure, Durability, FEATURE_LEVEL, ReplicaId, ServerId, ShardId, Topology, View};
 use kvorum_raft::wal::{Wal, WalError};
-use kvorum_raft::{Environment, Group, GroupId, Host, HostConfig, HostError, Member, SyncMode, Timing};
+use kvorum_raft::{
+    Environment, Group, GroupId, Host, HostConfig, HostError, Member, SnapshotConfig, SyncMode, Timing,
+};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
@@ -173,7 +175,8 @@ impl Node {
             Some(membership) => (membership.server_id, membership.cluster_id.clone()),
             None => (0, String::new()),
         };
-        let host_config = HostConfig { server, cluster, timing };
+        let snapshots = SnapshotConfig { dir: config.dir.join("snapshots"), ..config.snapshots.clone() };
+        let host_config = HostConfig { server, cluster, timing, snapshots };
         let host = Host::start(host_config, wal.clone(), Arc::clone(transport), environment.clone())?;
         Ok(Node(Arc::new(Inner {
             config,

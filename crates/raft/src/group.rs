@@ -28,6 +28,7 @@ use crate::{
     host::Timing,
     lease::{Lease, NotLeased, Standing},
     machine::Applier,
+    snapshot::{Managed, SnapshotError, SnapshotStats, Snapshots},
     transport::{ENTRY_BYTES, Inbound},
     types::{Data, Member, Types},
     wal::{GroupId, GroupLog, Local, SyncMode},
@@ -132,7 +133,7 @@ impl Future for Proposal {
 }
 
 /// The leader named in a refusal. The target of a transfer does not lead yet.
-fn leader_to_ask(forward: &ForwardToLeader<Types>) -> Option<u64> {
+pub(crate) fn leader_to_ask(forward: &ForwardToLeader<Types>) -> Option<u64> {
     match forward.reason {
         ForwardReason::NotLeader => forward.leader_id,
         ForwardReason::LeadershipTransfer | ForwardReason::LeaseExpired => None,
@@ -217,6 +218,8 @@ struct Shared {
     me: u64,
     raft: Raft,
     log: GroupLog,
+    managed: Arc<Managed>,
+    snapshots: Arc<Snapshots>,
     lease: Arc<Lease>,
     status: watch::Receiver<Arc<Status>>,
     environment: Environment,
@@ -231,6 +234,8 @@ pub(crate) struct Parts {
     pub(crate) me: u64,
     pub(crate) raft: Raft,
     pub(crate) log: GroupLog,
+    pub(crate) managed: Arc<Managed>,
+    pub(crate) snapshots: Arc<Snapshots>,
     /// Index of the last entry when the replica was opened.
     pub(crate) last_at_start: Option<u64>,
     pub(crate) lease: Arc<Lease>,
@@ -242,13 +247,38 @@ pub(crate) struct Parts {
 impl Group {
     /// Puts the parts together and starts to watch the replica. To be called in its environment.
     pub(crate) fn new(parts: Parts) -> Group {
-        let Parts { id, me, raft, log, last_at_start, lease, environment, timing, inbound } = parts;
+        let Parts {
+            id,
+            me,
+            raft,
+            log,
+            managed,
+            snapshots,
+            last_at_start,
+            lease,
+            environment,
+            timing,
+            inbound,
+        } = parts;
         let mut watcher = Watcher::new(me, lease.clone(), &raft, last_at_start);
         watcher.look();
         let status = watcher.status.subscribe();
         let watching = environment.spawn(watcher.run()).abort_handle();
         let tasks = Mutex::new(vec![watching]);
-        let shared = Shared { id, me, raft, log, lease, status, environment, timing, inbound, tasks };
+        let shared = Shared {
+            id,
+            me,
+            raft,
+            log,
+            managed,
+            snapshots,
+            lease,
+            status,
+            environment,
+            timing,
+            inbound,
+            tasks,
+        };
         Group { shared: Arc::new(shared) }
     }
 
@@ -258,6 +288,10 @@ impl Group {
 
     pub(crate) fn raft(&self) -> &Raft {
         &self.shared.raft
+    }
+
+    pub(crate) fn timing(&self) -> &Timing {
+        &self.shared.timing
     }
 
     /// Id of the group.
@@ -394,11 +428,27 @@ impl Group {
             .collect()
     }
 
+    /// Takes a snapshot of everything applied here, unless there is one, and purges the log before it but for the tail that the settings
+    /// keep; returns the index of the last entry in it. Waits for its turn: a server builds one snapshot at a time.
+    pub async fn snapshot(&self) -> Result<u64, SnapshotError> {
+        let index = self.shared.snapshots.take(&self.shared.managed).await?;
+        self.shared.managed.purge(false).await;
+        Ok(index)
+    }
+
+    /// Figures of the snapshots here.
+    pub fn snapshot_stats(&self) -> SnapshotStats {
+        self.shared.managed.stats()
+    }
+
     /// Stops the replica. Its log stays. Proposals in flight end as [`ProposeError::Lost`].
     pub async fn shutdown(&self) {
         self.shared.inbound.remove(self.shared.id.0, self.shared.me);
+        self.shared.snapshots.remove(self.shared.id);
+        self.shared.managed.store.close();
         // The result only says whether the task panicked, which is logged there.
         let _ = self.shared.raft.shutdown().await;
+        self.shared.snapshots.settled().await;
         // The last state, with the reason it stopped, has been published; nothing follows it.
         for task in self.shared.tasks.lock().drain(..) {
             task.abort();

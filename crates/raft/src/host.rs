@@ -19,6 +19,7 @@ use crate::{
     machine::{Applier, Machine},
     network::Network,
     runtime::Runtime,
+    snapshot::{self, Managed, SnapshotConfig, SnapshotStore, Snapshots},
     transport::{Inbound, PeerService, Replica, Transport},
     wal::{GroupId, Wal},
 };
@@ -64,6 +65,8 @@ pub struct HostConfig {
     pub cluster: String,
     /// Raft's intervals, the same on all servers.
     pub timing: Timing,
+    /// When snapshots are taken, and where they are; on the disk of the log.
+    pub snapshots: SnapshotConfig,
 }
 
 /// Why a host or a group did not start.
@@ -88,6 +91,12 @@ pub enum HostError {
 /// Entries in one request to a follower, at most; bytes are limited, too.
 const REQUEST_ENTRIES: u64 = 1024;
 
+/// Entries that a learner may lack and still count as caught up.
+const LEARNER_LAG: u64 = 1024;
+
+/// Tells the randomness of the task for snapshots from that of the groups.
+const SNAPSHOTS_SALT: u64 = u64::MAX;
+
 /// Proposals and requests of peers that may wait for one group; then senders wait.
 const QUEUE: u64 = 16 << 10;
 
@@ -107,6 +116,8 @@ struct Shared {
     transport: Arc<dyn Transport>,
     environment: Environment,
     inbound: Inbound,
+    snapshot_config: SnapshotConfig,
+    snapshots: Arc<Snapshots>,
     /// Groups that are being opened, so that two calls cannot open one group.
     opening: Mutex<Vec<GroupId>>,
 }
@@ -123,6 +134,9 @@ impl Host {
         let inbound = Inbound::default();
         inbound.identity().set(config.server, &config.cluster);
         transport.start(inbound.clone());
+        let snapshots = Snapshots::new(config.snapshots.clone());
+        let looking_after = Snapshots::run(Arc::downgrade(&snapshots));
+        environment.spawn(environment.run(SNAPSHOTS_SALT, looking_after));
         let shared = Shared {
             timing: config.timing,
             raft: Arc::new(raft),
@@ -130,6 +144,8 @@ impl Host {
             transport,
             environment,
             inbound,
+            snapshot_config: config.snapshots,
+            snapshots,
             opening: Mutex::default(),
         };
         Ok(Host { shared: Arc::new(shared) })
@@ -150,7 +166,7 @@ impl Host {
         &self.shared.wal
     }
 
-    /// Opens the replica `me` of a group from the log, which may be empty. Applies what is known to be committed before
+    /// Opens the replica `me` of a group from its newest snapshot and the log, both of which may be empty. Applies what is known to be committed before
     /// it returns. A replica that has voted before answers and casts no votes during one lease from now on.
     pub async fn open(&self, group: GroupId, me: u64, machine: Arc<dyn Machine>) -> Result<Group, HostError> {
         {
@@ -179,7 +195,14 @@ impl Host {
         machine: Arc<dyn Machine>,
     ) -> Result<Group, HostError> {
         let Shared { timing, raft: config, wal, transport, environment, inbound, .. } = &*self.shared;
+        let refused = |reason: String| HostError::Group { group, reason };
         let log = wal.group(group);
+        let snapshot_config = &self.shared.snapshot_config;
+        let (disk, reserve) = (wal.disk(), wal.config().reserve_bytes);
+        let snapshots = SnapshotStore::open(disk, snapshot_config, group.0, environment.clone(), reserve);
+        let snapshots = Arc::new(snapshots.map_err(|error| refused(error.to_string()))?);
+        let started = snapshot::start(&snapshots, &machine, &log).await;
+        let receiver = started.map_err(|error| refused(error.to_string()))?;
         let state = log.state();
         let promised = state.vote.is_some() || state.last.is_some();
         let gate = Arc::new(VoteGate::new(environment.clone(), timing.lease(), promised));
@@ -190,12 +213,14 @@ impl Host {
             me,
             transport: transport.clone(),
             lease: lease.clone(),
+            snapshots: snapshots.clone(),
             streams: Arc::new(AtomicU64::new(1)),
         };
         // `build` reads the log and applies; nothing moves before `run`.
-        let raft = Raft::build(me, config.clone(), network, store, Applier::new(machine))
+        let applier = Applier::new(machine, snapshots.clone());
+        let raft = Raft::build(me, config.clone(), network, store, applier)
             .await
-            .map_err(|fatal| HostError::Group { group, reason: fatal.to_string() })?;
+            .map_err(|fatal| refused(fatal.to_string()))?;
         if promised {
             raft.runtime_config().elect(false);
         }
@@ -203,12 +228,24 @@ impl Host {
         raft.run();
         // The first report of the running replica; an error means that it has ended, which its status will say.
         let _ = metrics.changed().await;
-        inbound.insert(group.0, me, Replica { raft: raft.clone(), gate: gate.clone() });
+        let replica = Replica { raft: raft.clone(), gate: gate.clone(), snapshots: receiver };
+        inbound.insert(group.0, me, replica);
+        let managed = Managed {
+            group,
+            raft: raft.clone(),
+            log: log.clone(),
+            store: snapshots,
+            config: snapshot_config.clone(),
+        };
+        let managed = Arc::new(managed);
+        self.shared.snapshots.insert(&managed);
         let group = Group::new(Parts {
             id: group,
             me,
             raft,
             log,
+            managed,
+            snapshots: self.shared.snapshots.clone(),
             last_at_start: state.last.map(|last| last.index),
             lease,
             environment: environment.clone(),
@@ -249,6 +286,8 @@ impl Host {
         futures::future::join_all(replicas.iter().map(|replica| replica.raft.shutdown())).await;
         self.shared.inbound.close();
         self.shared.transport.stop();
+        // What is written after this would meet with the next start.
+        self.shared.snapshots.close().await;
     }
 }
 
@@ -262,10 +301,12 @@ fn raft_config(timing: &Timing) -> Result<Config, HostError> {
         enable_pre_vote: Some(true),
         // Rule 7 of the lease.
         enable_leader_restore: Some(false),
-        // No snapshots yet, so nothing may ever be purged or be thought to need one.
+        // Both are decided by bytes, over all groups: see `snapshot/driver.rs`.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
-        replication_lag_threshold: u64::MAX,
+        // How near a new learner must be before openraft calls it caught up. It does not decide who is sent a snapshot: that is who
+        // needs what was purged.
+        replication_lag_threshold: LEARNER_LAG,
         max_payload_entries: REQUEST_ENTRIES,
         api_channel_size: Some(QUEUE),
         ..Config::default()

@@ -8,7 +8,8 @@
 //! ```text
 //! Group::propose ─ openraft ─┬─ log_store ─ wal ─ disk          Machine::apply
 //!                            ├─ network ─ Transport ─ peers          ▲
-//!                            └─ committed ───────────────────────────┘
+//!                            ├─ committed ───────────────────────────┤
+//!                            └─ snapshot ─ disk, peers ──────────────┘
 //! Group::lease ─ one load, one look at the clock
 //! ```
 //!
@@ -17,8 +18,7 @@
 //! [`Group::read_index`] said yes is linearizable. Every rule that leases depend on stands in `lease.rs`. openraft does not
 //! show through: its types stay in here.
 //!
-//! What it leaves out: what entries mean, who the members should be, snapshots (the log is kept whole for now), and changes
-//! of membership after [`Group::initialize`].
+//! What it leaves out: what entries mean, and who the members should be.
 
 pub mod disk;
 pub mod meta_store;
@@ -30,8 +30,10 @@ mod host;
 mod lease;
 mod log_store;
 mod machine;
+mod membership;
 mod network;
 mod runtime;
+mod snapshot;
 mod transport;
 mod types;
 
@@ -42,6 +44,8 @@ pub use group::{
 pub use host::{Host, HostConfig, HostError, Timing};
 pub use lease::{LEASE_MARGIN_PERCENT, NotLeased};
 pub use machine::{Committed, Fatal, Image, Machine};
+pub use membership::MembershipError;
+pub use snapshot::{SnapshotConfig, SnapshotError, SnapshotStats};
 pub use transport::{
     Append, AppendSession, Connector, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound,
     Link, LinkError, LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport,

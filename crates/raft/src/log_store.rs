@@ -51,7 +51,12 @@ impl LogStore {
     }
 
     fn entries(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<EntryOf<Types>>> {
+        let start = range.start;
         let records = self.log.read(range, max_bytes)?;
+        // The log brings what it has; what was purged has to be missed.
+        if records.first().is_some_and(|record| record.index != start) {
+            return Err(missing(start));
+        }
         records.into_iter().map(|record| Ok(entry_from_record(record)?)).collect()
     }
 

@@ -1,8 +1,8 @@
 //! What committed entries are applied to: a [`Machine`] of the caller's, in order, on the group's own worker.
 //!
-//! A machine lives in memory and is built anew at every start by replaying the log; each start applies every
-//! committed entry exactly once. An error, or a panic, ends the group on this server: a replica that cannot apply what the majority
-//! committed must not go on. Snapshots are not there yet, so the log is never purged.
+//! A machine lives in memory and is built anew at every start, from the newest snapshot and the log behind it; each start applies every
+//! committed entry behind the snapshot exactly once. An error, or a panic, ends the group on this server: a replica that cannot apply
+//! what the majority committed must not go on.
 
 use std::{
     any::Any,
@@ -18,8 +18,13 @@ use openraft::{
     alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
     storage::{EntryResponder, RaftStateMachine},
 };
+use parking_lot::Mutex;
 
-use crate::{types::Types, wal::Local};
+use crate::{
+    snapshot::{Header, SnapshotData, SnapshotStore, blocking, restore},
+    types::Types,
+    wal::Local,
+};
 
 /// A committed entry.
 #[derive(Clone, Copy)]
@@ -61,19 +66,21 @@ pub trait Image: Send + 'static {
     fn write(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
-/// Snapshots come later; nothing can make a value of this type.
-pub(crate) enum NoSnapshot {}
-
 /// Lends a [`Machine`] to openraft.
 pub(crate) struct Applier {
     machine: Arc<dyn Machine>,
+    store: Arc<SnapshotStore>,
     applied: Option<LogIdOf<Types>>,
     membership: StoredMembershipOf<Types>,
 }
 
 impl Applier {
-    pub(crate) fn new(machine: Arc<dyn Machine>) -> Applier {
-        Applier { machine, applied: None, membership: StoredMembership::default() }
+    /// `machine` is in the state of the store's current snapshot, or in its first.
+    pub(crate) fn new(machine: Arc<dyn Machine>, store: Arc<SnapshotStore>) -> Applier {
+        let current = store.current();
+        let applied = current.as_ref().map(|file| file.header.last);
+        let membership = current.map(|file| file.header.membership.clone()).unwrap_or_default();
+        Applier { machine, store, applied, membership }
     }
 
     fn apply_one(&mut self, entry: openraft::alias::EntryOf<Types>) -> io::Result<()> {
@@ -83,14 +90,15 @@ impl Applier {
             return Err(io::Error::other(format!("entry {} came instead of entry {expected}", id.index)));
         }
         let machine = &self.machine;
+        let mut bytes = 0;
         // A panic would end the worker without a word to the group, which would wait for ever.
         let outcome = catch_unwind(AssertUnwindSafe(|| match &entry.payload {
-            EntryPayload::Normal(data) => machine.apply(Committed {
-                index: id.index,
-                term: id.leader_id.term,
-                data: &data.content(),
-                local: data.local.as_ref(),
-            }),
+            EntryPayload::Normal(data) => {
+                let content = data.content();
+                bytes = content.len();
+                let (index, term) = (id.index, id.leader_id.term);
+                machine.apply(Committed { index, term, data: &content, local: data.local.as_ref() })
+            }
             EntryPayload::Blank | EntryPayload::Membership(_) => {
                 machine.blank(id.index, id.leader_id.term);
                 Ok(())
@@ -111,11 +119,12 @@ impl Applier {
             self.membership = StoredMembership::new(Some(id), membership);
         }
         self.applied = Some(id);
+        self.store.note_applied(id.index, bytes);
         Ok(())
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     if let Some(text) = panic.downcast_ref::<&str>() {
         text
     } else if let Some(text) = panic.downcast_ref::<String>() {
@@ -125,13 +134,9 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     }
 }
 
-fn no_snapshots() -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, "snapshots are not supported yet")
-}
-
 impl RaftStateMachine<Types> for Applier {
-    type SnapshotData = NoSnapshot;
-    type SnapshotBuilder = NoSnapshotBuilder;
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogIdOf<Types>>, StoredMembershipOf<Types>)> {
         Ok((self.applied, self.membership.clone()))
@@ -153,34 +158,77 @@ impl RaftStateMachine<Types> for Applier {
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<NoSnapshotBuilder> {
-        None
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
+        Some(self.get_snapshot_builder().await)
     }
 
-    async fn get_snapshot_builder(&mut self) -> NoSnapshotBuilder {
-        NoSnapshotBuilder
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        let at_bytes = self.store.begin_build();
+        let frozen = self.applied.map(|last| {
+            let header = Header {
+                group: self.store.group(),
+                id: self.store.draw_id(),
+                last,
+                membership: self.membership.clone(),
+            };
+            (header, self.machine.snapshot(), at_bytes)
+        });
+        SnapshotBuilder { store: self.store.clone(), frozen: Mutex::new(frozen) }
     }
 
+    /// Nothing has changed unless the snapshot is whole, understood by the machine, and durable.
     async fn install_snapshot(
         &mut self,
-        _meta: &SnapshotMetaOf<Types>,
-        snapshot: NoSnapshot,
+        meta: &SnapshotMetaOf<Types>,
+        snapshot: SnapshotData,
     ) -> io::Result<()> {
-        match snapshot {}
+        let SnapshotData(Some(file)) = snapshot else {
+            return Err(io::Error::other("there is no snapshot to install"));
+        };
+        let (machine, store) = (self.machine.clone(), self.store.clone());
+        let installing = blocking(self.store.environment(), move || {
+            file.verify()?;
+            restore(&file, &*machine)
+                .map_err(|reason| io::Error::other(format!("snapshot {}: {reason}", file.path.display())))?;
+            store.adopt(&file)
+        });
+        installing.await?;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        Ok(())
     }
 
-    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Types, NoSnapshot>>> {
-        Ok(None)
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<Types, SnapshotData>>> {
+        let current = self.store.current();
+        Ok(current.map(|file| SnapshotOf::<Types, SnapshotData> {
+            meta: file.header.meta(),
+            snapshot: SnapshotData(Some(file)),
+        }))
     }
 }
 
-/// Refuses.
-pub(crate) struct NoSnapshotBuilder;
+/// Writes a state that was frozen between two entries.
+pub(crate) struct SnapshotBuilder {
+    store: Arc<SnapshotStore>,
+    /// What of, the state, and the bytes applied up to it. The lock only makes it shareable.
+    frozen: Mutex<Option<(Header, Box<dyn Image>, u64)>>,
+}
 
-impl RaftSnapshotBuilder<Types> for NoSnapshotBuilder {
-    type SnapshotData = NoSnapshot;
+impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
+    type SnapshotData = SnapshotData;
 
-    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types, NoSnapshot>> {
-        Err(no_snapshots())
+    /// A snapshot that cannot be written is no reason to stop a replica, which any error would be to openraft. So an
+    /// attempt that failed gives a snapshot of nothing, which openraft passes over; the store knows the reason.
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types, SnapshotData>> {
+        let frozen = self.frozen.get_mut().take();
+        let built = match frozen {
+            Some((header, image, at_bytes)) => self.store.build(header, image, at_bytes).await.ok(),
+            None => {
+                self.store.end_build("nothing has been applied yet");
+                None
+            }
+        };
+        let meta = built.as_ref().map(|file| file.header.meta()).unwrap_or_default();
+        Ok(SnapshotOf::<Types, SnapshotData> { meta, snapshot: SnapshotData(built) })
     }
 }

@@ -25,7 +25,7 @@ use openraft::{
 
 use crate::{
     lease::Lease,
-    machine::NoSnapshot,
+    snapshot::{SendError, SnapshotData, SnapshotStore, send},
     transport::{Append, Link, LinkError, Transport},
     types::{
         Member, Types, append_result_from_wire, append_to_wire, transfer_to_wire, vote_reply_from_wire,
@@ -49,6 +49,7 @@ pub(crate) struct Network {
     pub(crate) me: u64,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) lease: Arc<Lease>,
+    pub(crate) snapshots: Arc<SnapshotStore>,
     /// Numbers the streams of this group.
     pub(crate) streams: Arc<AtomicU64>,
 }
@@ -61,6 +62,7 @@ impl Network {
             target,
             link: self.transport.link(member.server, &member.addr),
             lease: self.lease.clone(),
+            snapshots: self.snapshots.clone(),
             streams: self.streams.clone(),
             heartbeats,
         }
@@ -86,6 +88,7 @@ pub(crate) struct Client {
     target: u64,
     link: Arc<dyn Link>,
     lease: Arc<Lease>,
+    snapshots: Arc<SnapshotStore>,
     streams: Arc<AtomicU64>,
     /// Appends are heartbeats and go the control way.
     heartbeats: bool,
@@ -125,7 +128,7 @@ fn mismatched() -> RPCError<Types> {
 }
 
 impl RaftNetworkV2<Types> for Client {
-    type SnapshotData = NoSnapshot;
+    type SnapshotData = SnapshotData;
 
     /// Only for heartbeats; entries go through [`Client::stream_append`].
     async fn append_entries(
@@ -202,14 +205,33 @@ impl RaftNetworkV2<Types> for Client {
         vote_reply_from_wire(reply).map_err(unreachable_peer)
     }
 
+    /// Errors make openraft begin again, with the newest snapshot; the replica knows how much of it it has.
     async fn full_snapshot(
         &mut self,
-        _vote: VoteOf<Types>,
-        snapshot: SnapshotOf<Types, NoSnapshot>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: VoteOf<Types>,
+        snapshot: SnapshotOf<Types, SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        match snapshot.snapshot {}
+        let unreachable = |reason: String| StreamingError::Unreachable(Unreachable::from_string(reason));
+        let SnapshotData(Some(file)) = snapshot.snapshot else {
+            return Err(unreachable("there is no snapshot to send".to_owned()));
+        };
+        let sending = send(&self.snapshots, &*self.link, self.target, &vote, &file);
+        let result = tokio::select! {
+            biased;
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            result = sending => result,
+        };
+        match result {
+            Ok(vote) => Ok(SnapshotResponse::new(vote)),
+            Err(error) => {
+                if let SendError::Refused(_) | SendError::Read(_) = error {
+                    tracing::warn!(group = self.group, to = self.target, %error, "a snapshot was not installed");
+                }
+                Err(unreachable(error.to_string()))
+            }
+        }
     }
 
     async fn transfer_leader(

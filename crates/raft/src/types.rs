@@ -155,7 +155,7 @@ fn payload_from_bytes(
     }
 }
 
-fn membership_to_wire(membership: &Membership) -> wire::Membership {
+pub(crate) fn membership_to_wire(membership: &Membership) -> wire::Membership {
     let voters = membership
         .get_joint_config()
         .iter()
@@ -172,7 +172,7 @@ fn membership_to_wire(membership: &Membership) -> wire::Membership {
     wire::Membership { voters, members }
 }
 
-fn membership_from_wire(message: wire::Membership) -> Result<Membership, Malformed> {
+pub(crate) fn membership_from_wire(message: wire::Membership) -> Result<Membership, Malformed> {
     let voters: Vec<BTreeSet<u64>> =
         message.voters.into_iter().map(|voters| voters.replica.into_iter().collect()).collect();
     let members: BTreeMap<u64, Member> = message

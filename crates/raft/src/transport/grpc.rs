@@ -1,6 +1,6 @@
-//! The real transport: tonic over TCP, two connections per peer.
+//! The real transport: tonic over TCP, three connections per peer.
 //!
-//! The *control* connection is a tonic channel that connects when it is used. The *append* connection carries one bidirectional stream; it is
+//! The *control* and the *snapshot* connection are tonic channels that connect when they are used. The *append* connection carries one bidirectional stream; it is
 //! kept up by a task of its own, which connects again after a short, growing pause and looks the address up anew each time.
 //! When it breaks, everything in flight on it fails at once. HTTP/2 pings find out about dead peers.
 //!
@@ -173,6 +173,8 @@ struct GrpcLink {
     target: Arc<Target>,
     /// Connects when first used, and again after it broke.
     control: Option<Channel>,
+    /// The same, for what is long.
+    snapshots: Option<Channel>,
     connection: Arc<Mutex<Option<Connection>>>,
     next_request: AtomicU64,
     keeper: AbortHandle,
@@ -190,16 +192,19 @@ type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<raft::AppendReply>>>>;
 impl GrpcLink {
     fn open(target: Target) -> GrpcLink {
         let target = Arc::new(target);
-        let control = match target.endpoint() {
-            Ok(endpoint) => Some(endpoint.connect_with_connector_lazy(target.connector.clone())),
+        let (control, snapshots) = match target.endpoint() {
+            Ok(endpoint) => {
+                let connect = || endpoint.connect_with_connector_lazy(target.connector.clone());
+                (Some(connect()), Some(connect()))
+            }
             Err(error) => {
                 tracing::error!(server = target.server, addr = target.addr, %error, "not a peer address");
-                None
+                (None, None)
             }
         };
         let connection = Arc::new(Mutex::new(None));
         let keeper = tokio::spawn(keep_connected(target.clone(), connection.clone())).abort_handle();
-        GrpcLink { target, control, connection, next_request: AtomicU64::new(1), keeper }
+        GrpcLink { target, control, snapshots, connection, next_request: AtomicU64::new(1), keeper }
     }
 
     fn close(&self) {
@@ -226,6 +231,25 @@ impl Link for GrpcLink {
             let channel = channel.ok_or_else(|| LinkError::unreachable("not a peer address"))?;
             let mut client = PeerClient::new(channel);
             match tokio::time::timeout(timeout, client.control(request)).await {
+                Ok(Ok(reply)) => Ok(reply.into_inner()),
+                Ok(Err(status)) => Err(LinkError::unreachable(status_text(&status))),
+                Err(_) => Err(LinkError::TimedOut(timeout)),
+            }
+        }
+        .boxed()
+    }
+
+    fn snapshot(
+        &self,
+        request: peer::SnapshotRequest,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<peer::SnapshotReply, LinkError>> {
+        let channel = self.snapshots.clone();
+        let request = self.target.address(request);
+        async move {
+            let channel = channel.ok_or_else(|| LinkError::unreachable("not a peer address"))?;
+            let mut client = PeerClient::new(channel);
+            match tokio::time::timeout(timeout, client.snapshot(request)).await {
                 Ok(Ok(reply)) => Ok(reply.into_inner()),
                 Ok(Err(status)) => Err(LinkError::unreachable(status_text(&status))),
                 Err(_) => Err(LinkError::TimedOut(timeout)),
@@ -442,6 +466,14 @@ impl peer::peer_server::Peer for PeerService {
     ) -> Result<Response<peer::ControlReply>, Status> {
         self.check(request.metadata())?;
         Ok(Response::new(self.inbound.control(request.into_inner()).await))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<peer::SnapshotRequest>,
+    ) -> Result<Response<peer::SnapshotReply>, Status> {
+        self.check(request.metadata())?;
+        Ok(Response::new(self.inbound.snapshot(request.into_inner()).await))
     }
 }
 

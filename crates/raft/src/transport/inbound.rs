@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     lease::VoteGate,
     machine::Applier,
+    snapshot::Receiver,
     transport::APPEND_BYTES,
     types::{
         Types, append_from_wire, append_result_to_wire, refused, transfer_from_wire, vote_reply_to_wire,
@@ -59,6 +60,7 @@ impl Identity {
 pub(crate) struct Replica {
     pub(crate) raft: openraft::Raft<Types, Applier>,
     pub(crate) gate: Arc<VoteGate>,
+    pub(crate) snapshots: Receiver,
 }
 
 /// The replicas here, by group and replica id.
@@ -119,6 +121,24 @@ impl Inbound {
         };
         let reply = reply.unwrap_or_else(peer::control_reply::Reply::Silent);
         peer::ControlReply { reply: Some(reply) }
+    }
+
+    /// Answers a request about a snapshot.
+    pub async fn snapshot(&self, request: peer::SnapshotRequest) -> peer::SnapshotReply {
+        let peer::SnapshotRequest { group, to, request } = request;
+        let refused =
+            |reason| peer::SnapshotReply { reply: Some(peer::snapshot_reply::Reply::Refused(reason)) };
+        match (self.find(group, to), request) {
+            (Some(replica), Some(request)) => {
+                // What has arrived is taken in, whether or not somebody still waits.
+                let environment = replica.snapshots.environment().clone();
+                let answering =
+                    environment.spawn(async move { replica.snapshots.answer(&replica.raft, request).await });
+                answering.await.unwrap_or_else(|_| refused("the receiver is gone".to_owned()))
+            }
+            (None, _) => refused(format!("replica {to} of group {group} is not here")),
+            (_, None) => refused("malformed snapshot request".to_owned()),
+        }
     }
 
     /// Opens the receiving end of a connection's appends. Replies go to `replies` in any order; when the other end of that

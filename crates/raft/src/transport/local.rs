@@ -397,6 +397,26 @@ impl Link for LocalLink {
         .boxed()
     }
 
+    fn snapshot(
+        &self,
+        request: peer::SnapshotRequest,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<peer::SnapshotReply, LinkError>> {
+        let (shared, from, to) = (self.shared.clone(), self.from, self.to);
+        let exchange = async move {
+            shared.travel(from, to).await?;
+            let (inbound, _) = shared.reach(from, to)?;
+            let reply = inbound.snapshot(request).await;
+            shared.travel(to, from).await?;
+            Ok(reply)
+        };
+        async move {
+            let outcome = tokio::time::timeout(timeout, exchange).await;
+            outcome.unwrap_or(Err(LinkError::TimedOut(timeout)))
+        }
+        .boxed()
+    }
+
     fn append(&self, request: Append) -> BoxFuture<'_, Result<PendingReply, LinkError>> {
         async move {
             let connection = self.shared.connection(self.from, self.to)?;

@@ -1,9 +1,10 @@
 //! How servers reach each other: a [`Transport`] makes links to peers and hands what arrives to an [`Inbound`].
 //!
-//! A link has two paths. *Control* carries what must not wait: heartbeats, votes, pre-votes, transfers; requests are
+//! A link has three paths. *Control* carries what must not wait: heartbeats, votes, pre-votes, transfers; requests are
 //! independent and have a short deadline. *Append* carries entries: in order within a group, frames of all groups
 //! interleaved, many requests in flight. openraft takes the heartbeat interval for the time-out of everything it sends, so a
-//! heartbeat that waited behind entries would cost the leader its lease.
+//! heartbeat that waited behind entries would cost the leader its lease. *Snapshot* carries what is long and in no hurry, apart from
+//! both: requests are independent, and whoever sends them waits for each reply.
 //!
 //! Contract of an implementation: a request is delivered at most once, to the server it is meant for or to
 //! nobody; appends of one stream arrive in the order they were accepted in or not at all; everything that was accepted is resolved, at
@@ -68,6 +69,13 @@ pub trait Link: Send + Sync + 'static {
     /// Queues a request; the first future ends when it is accepted into the queue (order within a stream is the order
     /// in which that happens), what it returns ends with the reply.
     fn append(&self, request: Append) -> BoxFuture<'_, Result<PendingReply, LinkError>>;
+
+    /// Sends a piece of a snapshot, or what belongs to it; fails after `timeout` at the latest.
+    fn snapshot(
+        &self,
+        request: peer::SnapshotRequest,
+        timeout: Duration,
+    ) -> BoxFuture<'static, Result<peer::SnapshotReply, LinkError>>;
 }
 
 /// A request to append, with its address.

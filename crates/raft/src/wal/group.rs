@@ -660,6 +660,27 @@ impl GroupLog {
         segments * self.shared.config.segment_bytes
     }
 
+    /// Where the last entries begin that are at most so many and have at most so many bytes.
+    pub fn tail_begin(&self, entries: u64, bytes: u64) -> u64 {
+        let inner = self.group.inner.lock();
+        let next = inner.next_index().unwrap_or(0);
+        let mut left = bytes;
+        let fits = |index: &u64| {
+            let size = match inner.slot(*index) {
+                Some(Slot::Stored(stored)) => stored.size.into(),
+                Some(Slot::Queued { .. }) => {
+                    inner.tail_record(*index).map_or(0, |record| frame::entry_bytes(&record.payload) as u64)
+                }
+                None => return false,
+            };
+            let fits = size <= left;
+            left = left.saturating_sub(size);
+            fits
+        };
+        let first = next.saturating_sub(entries);
+        (first..next).rev().take_while(fits).last().unwrap_or(next)
+    }
+
     fn request(
         &self,
         inner: &Inner,

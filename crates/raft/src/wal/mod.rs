@@ -283,6 +283,14 @@ impl Wal {
         GroupLog::new(self.shared.clone(), group)
     }
 
+    pub(crate) fn disk(&self) -> Arc<dyn Disk> {
+        self.shared.disk.clone()
+    }
+
+    pub(crate) fn config(&self) -> &WalConfig {
+        &self.shared.config
+    }
+
     /// The groups that have any state.
     pub fn groups(&self) -> Vec<GroupId> {
         self.shared.live_groups().into_iter().map(|group| group.id).collect()

@@ -129,7 +129,12 @@ impl Server {
     /// Starts a server on a disk, with an empty or a kept log.
     pub(crate) fn start(id: u64, disk: &MemoryDisk, transport: Arc<dyn Transport>) -> Server {
         let (wal, _) = Wal::open(Arc::new(disk.clone()), PathBuf::from("/wal"), wal_config()).unwrap();
-        let config = HostConfig { server: id, cluster: "test".to_owned(), timing: Timing::default() };
+        let config = HostConfig {
+            server: id,
+            cluster: "test".to_owned(),
+            timing: Timing::default(),
+            ..HostConfig::default()
+        };
         let host = Host::start(config, wal.clone(), transport, Environment::real()).unwrap();
         Server { id, host, wal, groups: BTreeMap::new() }
     }
