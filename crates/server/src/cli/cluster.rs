@@ -44,6 +44,9 @@ pub(crate) struct CreateArgs {
     /// What clients see: Redis Cluster (cluster), or one plain Redis of one shard (standalone)
     #[arg(long, value_name = "cluster|standalone", default_value = "cluster")]
     mode: Mode,
+    /// When the servers form a cluster already, say so and do nothing
+    #[arg(long)]
+    if_needed: bool,
 }
 
 /// Arguments of `kvorum cluster status`.
@@ -148,6 +151,11 @@ pub(crate) fn run(command: Command) -> Result<()> {
                 durability: args.durability,
                 mode: args.mode,
             };
+            if args.if_needed
+                && let Some(id) = runtime.block_on(existing(&shape.servers))?
+            {
+                return say(&format!("cluster {id} exists already\n"));
+            }
             let id = runtime.block_on(create(&shape))?;
             say(&format!("cluster {id} created; see `kvorum cluster status --server {}`\n", shape.servers[0]))
         }
@@ -285,6 +293,28 @@ fn say(text: &str) -> Result<()> {
 /// Id of the cluster that the server at this peer address belongs to, if it does.
 pub(crate) async fn cluster_of(peer: &str) -> Result<Option<String>> {
     Ok(AdminClient::connect(peer).await?.describe().await?.cluster_id)
+}
+
+/// Id of the cluster that all of these servers belong to; `None` when none of them belongs to one.
+async fn existing(peers: &[String]) -> Result<Option<String>> {
+    let mut found: Option<(&String, Option<String>)> = None;
+    for peer in peers {
+        let cluster = cluster_of(peer).await?;
+        match &found {
+            Some((other, theirs)) => {
+                let name =
+                    |id: &Option<String>| id.clone().map_or("none".to_owned(), |id| format!("cluster {id}"));
+                ensure!(
+                    *theirs == cluster,
+                    "these servers form no cluster: {other} belongs to {}, {peer} to {}",
+                    name(theirs),
+                    name(&cluster)
+                );
+            }
+            None => found = Some((peer, cluster)),
+        }
+    }
+    Ok(found.and_then(|(_, cluster)| cluster))
 }
 
 /// Creates a cluster and returns its id.

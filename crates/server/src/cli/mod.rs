@@ -1,4 +1,4 @@
-//! The command line: `kvorum dev`, `kvorum server`, `kvorum cluster`.
+//! The command line: `kvorum dev`, `kvorum server`, `kvorum cluster`, `kvorum healthcheck`.
 //!
 //! Each command is a module with its arguments and a `run`. What a command has to say goes to standard output,
 //! errors go to standard error as one line that starts with `kvorum: `; the exit code is 0 when the command did
@@ -7,6 +7,7 @@
 mod children;
 mod cluster;
 mod dev;
+mod healthcheck;
 mod lock;
 mod logging;
 mod plan;
@@ -35,6 +36,8 @@ enum Command {
     /// Create a cluster of running servers, or see how it is
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Ask the server on this machine whether it works; for container engines and init systems
+    Healthcheck(healthcheck::Args),
 }
 
 /// Runs the command that the process was started with.
@@ -43,6 +46,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Dev(args) => dev::run(args),
         Command::Server(args) => server::run(*args),
         Command::Cluster(command) => cluster::run(command),
+        Command::Healthcheck(args) => healthcheck::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
