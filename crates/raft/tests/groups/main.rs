@@ -5,7 +5,9 @@
 mod cluster;
 mod election;
 mod grpc;
+mod membership;
 mod replication;
 mod restart;
+mod snapshots;
 mod throughput;
 mod transfer;
