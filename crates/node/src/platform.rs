@@ -40,6 +40,11 @@ pub trait Observer: Send + Sync + 'static {
         entry: Option<&[u8]>,
         machine: &ShardMachine,
     );
+
+    /// A replica has taken its state from a snapshot: its own at a start, or a leader's.
+    fn restored(&self, replica: (ShardId, ReplicaId), machine: &ShardMachine) {
+        let _ = (replica, machine);
+    }
 }
 
 impl Platform {

@@ -222,7 +222,14 @@ impl Machine for Replica {
         }
         let restored = ShardMachine::restore(content).map_err(|error| Fatal(error.to_string()))?;
         let (clock_ms, configured) = (restored.clock_ms(), restored.configured().is_some());
-        let replaced = std::mem::replace(&mut *self.machine.write(), restored);
+        let replaced = {
+            let mut machine = self.machine.write();
+            let replaced = std::mem::replace(&mut *machine, restored);
+            if let Some(observer) = &self.observer {
+                observer.restored(self.id, &machine);
+            }
+            replaced
+        };
         self.applied(clock_ms, configured);
         // All of the old data may go with it: not while readers wait for the lock.
         drop(replaced);

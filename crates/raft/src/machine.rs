@@ -210,9 +210,12 @@ impl RaftStateMachine<Types> for Applier {
 /// Writes a state that was frozen between two entries.
 pub(crate) struct SnapshotBuilder {
     store: Arc<SnapshotStore>,
-    /// What of, the state, and the bytes applied up to it. The lock only makes it shareable.
-    frozen: Mutex<Option<(Header, Box<dyn Image>, u64)>>,
+    /// The lock only makes it shareable.
+    frozen: Mutex<Option<Frozen>>,
 }
+
+/// What it is of, the state, and the bytes applied up to it.
+type Frozen = (Header, Box<dyn Image>, u64);
 
 impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
     type SnapshotData = SnapshotData;

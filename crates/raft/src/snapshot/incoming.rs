@@ -236,12 +236,8 @@ async fn install(
 ) -> Result<wire::Vote, String> {
     let checking = store.clone();
     let checked = blocking(store.environment(), move || {
-        let result = checking.complete_partial(&partial);
         // One that is damaged has to be sent again from the begin.
-        result.map_err(|error| {
-            checking.remove_partial(&partial);
-            error
-        })
+        checking.complete_partial(&partial).inspect_err(|_| checking.remove_partial(&partial))
     });
     let file: Arc<SnapshotFile> = checked.await.map_err(|error| error.to_string())?;
     // The replica has gone on while the snapshot came.

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use kvorum_raft::{
     Committed, Environment, Fatal, Group, GroupId, Host, HostConfig, Image, Local, LocalNetwork, Machine,
-    Member, Role, Status, Timing, Transport,
+    Member, Role, SnapshotConfig, Status, Timing, Transport,
     disk::MemoryDisk,
     wal::{Wal, WalConfig},
 };
@@ -128,13 +128,18 @@ pub(crate) struct Replica {
 impl Server {
     /// Starts a server on a disk, with an empty or a kept log.
     pub(crate) fn start(id: u64, disk: &MemoryDisk, transport: Arc<dyn Transport>) -> Server {
+        Server::start_with(id, disk, transport, snapshot_config())
+    }
+
+    pub(crate) fn start_with(
+        id: u64,
+        disk: &MemoryDisk,
+        transport: Arc<dyn Transport>,
+        snapshots: SnapshotConfig,
+    ) -> Server {
         let (wal, _) = Wal::open(Arc::new(disk.clone()), PathBuf::from("/wal"), wal_config()).unwrap();
-        let config = HostConfig {
-            server: id,
-            cluster: "test".to_owned(),
-            timing: Timing::default(),
-            ..HostConfig::default()
-        };
+        let config =
+            HostConfig { server: id, cluster: "test".to_owned(), timing: Timing::default(), snapshots };
         let host = Host::start(config, wal.clone(), transport, Environment::real()).unwrap();
         Server { id, host, wal, groups: BTreeMap::new() }
     }
@@ -168,6 +173,18 @@ impl Server {
         }
         self.host.shutdown().await;
         self.wal.close();
+    }
+}
+
+/// Snapshots when a test asks for them, of small blocks; the log before them goes.
+pub(crate) fn snapshot_config() -> SnapshotConfig {
+    SnapshotConfig {
+        dir: PathBuf::from("/snapshots"),
+        keep_entries: 0,
+        block_bytes: 4 << 10,
+        bytes_per_second: 0,
+        interval: Duration::from_millis(50),
+        ..SnapshotConfig::default()
     }
 }
 
@@ -205,6 +222,13 @@ impl Cluster {
     pub(crate) fn start(&mut self, id: u64) -> &mut Server {
         let transport = Arc::new(self.network.transport(id));
         let server = Server::start(id, &self.disks[&id], transport);
+        self.servers.insert(id, server);
+        self.servers.get_mut(&id).unwrap()
+    }
+
+    pub(crate) fn start_with(&mut self, id: u64, snapshots: SnapshotConfig) -> &mut Server {
+        let transport = Arc::new(self.network.transport(id));
+        let server = Server::start_with(id, &self.disks[&id], transport, snapshots);
         self.servers.insert(id, server);
         self.servers.get_mut(&id).unwrap()
     }
