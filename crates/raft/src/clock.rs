@@ -188,6 +188,11 @@ impl Scope {
         SCOPE.try_with(|scope| scope.simulated.clock.now()).unwrap_or_else(|_| BootClock.now())
     }
 
+    /// Whether the running task is in a simulation.
+    pub(crate) fn is_simulated() -> bool {
+        SCOPE.try_with(|_| ()).is_ok()
+    }
+
     /// A seed for one use: the next of the running task's sequence, or entropy outside a simulation.
     pub(crate) fn seed() -> u64 {
         SCOPE
