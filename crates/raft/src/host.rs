@@ -1,6 +1,7 @@
 //! The Raft groups of one server: they share a log, a transport and an environment.
 
 use std::{
+    io,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -15,13 +16,13 @@ use crate::{
     clock::Environment,
     group::{Group, Parts, Raft},
     lease::{Lease, VoteGate},
-    log_store::{LogStore, decode_vote},
+    log_store::{LogStore, decode_vote, finish},
     machine::{Applier, Machine},
     network::Network,
     runtime::Runtime,
     snapshot::{self, Managed, SnapshotConfig, SnapshotStore, Snapshots},
     transport::{Inbound, PeerService, Replica, Transport},
-    wal::{GroupId, Wal},
+    wal::{GroupId, SyncMode, Wal},
 };
 
 /// Raft's intervals. The lease of a leader is the longest election time-out.
@@ -277,6 +278,32 @@ impl Host {
             group.keep(waiting.abort_handle());
         }
         Ok(group)
+    }
+
+    /// Drops the log and the snapshots of a group that is not open, so that a replica with another id can begin in their
+    /// place; ends when nothing of it can come back, whatever happens.
+    pub async fn forget(&self, group: GroupId) -> Result<(), HostError> {
+        if self.shared.opening.lock().contains(&group) || self.shared.inbound.contains(group.0) {
+            return Err(HostError::AlreadyOpen(group));
+        }
+        let Shared { wal, environment, .. } = &*self.shared;
+        let refused = |error: io::Error| HostError::Group { group, reason: error.to_string() };
+        let (disk, reserve) = (wal.disk(), wal.config().reserve_bytes);
+        SnapshotStore::open(disk, &self.shared.snapshot_config, group.0, environment.clone(), reserve)
+            .and_then(|snapshots| snapshots.clear())
+            .map_err(refused)?;
+        wal.group(group).forget();
+        self.settle(group).await.map_err(refused)
+    }
+
+    /// Ends when everything that was written so far of a group that is not open is on disk. The group is
+    /// [`SyncMode::Before`] from then on.
+    pub async fn settle(&self, group: GroupId) -> io::Result<()> {
+        let log = self.shared.wal.group(group);
+        log.set_sync(SyncMode::Before);
+        let last = log.state().last.map(|last| last.index);
+        // Cuts nothing off, and is acknowledged behind all that was written before.
+        finish(|done| log.truncate_after(last, done)).await
     }
 
     /// Stops the groups that still run, the links to peers, and their streams, which a graceful stop of the peer port would

@@ -230,7 +230,7 @@ pub(crate) fn decode_vote(bytes: Bytes) -> io::Result<VoteOf<Types>> {
 }
 
 /// Starts a request of the WAL and waits for its callback.
-async fn finish(start: impl FnOnce(Done)) -> io::Result<()> {
+pub(crate) async fn finish(start: impl FnOnce(Done)) -> io::Result<()> {
     let (sender, receiver) = oneshot::channel();
     start(Box::new(move |result| {
         // The group may be gone; then nobody waits.

@@ -267,6 +267,16 @@ impl SnapshotStore {
         Ok(partial)
     }
 
+    /// Removes every snapshot of the group, finished or not, durably.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        for (kind, path) in self.names()? {
+            if !matches!(kind, FileKind::Other) {
+                self.disk.remove(&path)?;
+            }
+        }
+        self.disk.sync_dir(&self.dir)
+    }
+
     /// The intact begin of what a leader sent before the restart; none when there is nothing intact.
     fn take_up(&self, path: &Path) -> io::Result<Option<Partial>> {
         let file = self.disk.open(path)?;

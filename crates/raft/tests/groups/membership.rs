@@ -300,6 +300,28 @@ async fn an_interrupted_change_goes_on_under_the_next_leader() {
     cluster.network.heal();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_was_forgotten_stays_forgotten() {
+    let mut cluster = Cluster::with_group().await;
+    let leader = cluster.leader().await;
+    for number in 0..20 {
+        put(cluster.server(leader).group(), text(number)).await;
+    }
+    let gone = cluster.others(leader)[0];
+    let refused = cluster.server(gone).host.forget(GROUP).await;
+    assert!(matches!(refused, Err(kvorum_raft::HostError::AlreadyOpen(GROUP))), "it is open");
+    cluster.server(gone).group().shutdown().await;
+    cluster.server(gone).host.forget(GROUP).await.unwrap();
+    // Nothing that was not synced survives; that it was forgotten does.
+    let left = cluster.disks[&gone].power_cut(0);
+    cluster.stop(gone).await;
+    cluster.disks.insert(gone, left);
+    cluster.network.isolate(gone);
+    let replica = cluster.start(gone).open(GROUP).await;
+    assert!(!replica.group.is_initialized().await);
+    assert_eq!(replica.group.status().borrow().term, 0);
+}
+
 /// Every position in the log at which a leader can be lost during a change.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_survives_the_loss_of_its_leader_at_any_moment() {
