@@ -4,9 +4,12 @@
 //! connection could be made. The first time it cannot be certain it stops and says so. It never sends a command a
 //! second time once the command may have run, which is what the promises of the server are measured against.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::resp::{Connection, Value};
 use crate::slots::{SLOTS, slot_of};
@@ -65,11 +68,27 @@ impl Default for Patience {
     }
 }
 
+/// Addresses that some clients cannot reach: a partition between them and servers. Clones are the same set.
+#[derive(Clone, Default, Debug)]
+pub struct Blocked(Arc<Mutex<BTreeSet<String>>>);
+
+impl Blocked {
+    /// Blocks these addresses, and no others any more.
+    pub fn set(&self, addrs: impl IntoIterator<Item = String>) {
+        *self.0.lock() = addrs.into_iter().collect();
+    }
+
+    fn contains(&self, addr: &str) -> bool {
+        self.0.lock().contains(addr)
+    }
+}
+
 /// A client of a whole cluster; one command at a time.
 #[derive(Debug)]
 pub struct Client {
     seeds: Vec<String>,
     patience: Patience,
+    blocked: Blocked,
     owners: Vec<Option<String>>,
     connections: HashMap<String, Connection>,
     /// Who did not answer, and when: asked again only later, or when nobody else is left.
@@ -88,6 +107,7 @@ impl Client {
         Client {
             seeds,
             patience: Patience::default(),
+            blocked: Blocked::default(),
             owners: vec![None; SLOTS.into()],
             connections: HashMap::new(),
             silent: HashMap::new(),
@@ -98,6 +118,12 @@ impl Client {
     /// The same client, waiting as said.
     pub fn with_patience(mut self, patience: Patience) -> Client {
         self.patience = patience;
+        self
+    }
+
+    /// The same client, unable to reach what is in `blocked` at the time.
+    pub fn with_blocked(mut self, blocked: Blocked) -> Client {
+        self.blocked = blocked;
         self
     }
 
@@ -143,6 +169,10 @@ impl Client {
     }
 
     async fn attempt<A: AsRef<[u8]>>(&mut self, addr: &str, argv: &[A]) -> Outcome {
+        if self.blocked.contains(addr) {
+            self.connections.remove(addr);
+            return Outcome::Refused(format!("{addr} is out of reach"));
+        }
         // Taken out, and put back only when request and reply went through whole.
         let mut connection = match self.connections.remove(addr) {
             Some(connection) if !connection.is_spent() => connection,
@@ -300,6 +330,18 @@ mod tests {
         let addr = listener.local_addr().unwrap().to_string();
         drop(listener);
         assert!(matches!(impatient(addr).call(&["SET", "k", "v"]).await, Outcome::Refused(_)));
+    }
+
+    #[tokio::test]
+    async fn what_is_out_of_reach_is_not_asked() {
+        let addr = server(vec!["+OK\r\n".to_owned(), "+OK\r\n".to_owned()]).await;
+        let blocked = Blocked::default();
+        let mut client = impatient(addr.clone()).with_blocked(blocked.clone());
+        assert_eq!(client.call(&["SET", "k", "v"]).await, Outcome::Ok(Value::ok()));
+        blocked.set([addr]);
+        assert!(matches!(client.call(&["SET", "k", "v"]).await, Outcome::Refused(_)));
+        blocked.set([]);
+        assert_eq!(client.call(&["SET", "k", "v"]).await, Outcome::Ok(Value::ok()));
     }
 
     #[tokio::test]

@@ -16,15 +16,15 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal};
 
 use crate::binary;
-use crate::client::{Client, SlotRange, cluster_slots};
+use crate::client::{Client, SlotRange};
+use crate::map::{LIMIT, Map};
+use crate::namespaces::Namespaces;
+use crate::nemesis::{Fault, Nemesis};
 use crate::ports::PortBlock;
+use crate::proxy::Proxies;
 use crate::resp::{Connection, Value};
-use crate::slots::{SLOTS, key_in};
 
-/// The most that anything here waits for, unless said otherwise.
-pub const LIMIT: Duration = Duration::from_secs(60);
-const PORTS_PER_SERVER: u16 = 100;
-const PEER_PORT: u16 = 98;
+const LOOPBACK: &str = "127.0.0.1";
 const LOG_TAIL_LINES: usize = 40;
 
 /// What kind of cluster to start.
@@ -40,12 +40,33 @@ pub struct Shape {
     pub durability: &'static str,
     /// Lines added to every server's configuration.
     pub settings: Vec<String>,
+    /// What lies between the servers.
+    pub network: Network,
+}
+
+/// What lies between the servers of a cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Network {
+    /// Nothing: they connect to each other on the loopback.
+    #[default]
+    Direct,
+    /// A TCP proxy for every ordered pair, which can cut and delay.
+    Proxied,
+    /// A network namespace for every server. Needs root.
+    Namespaces,
 }
 
 impl Default for Shape {
     /// Three servers, three shards, `quorum-fsync`: what `kvorum dev` makes.
     fn default() -> Shape {
-        Shape { servers: 3, shards: 3, mode: "cluster", durability: "quorum-fsync", settings: Vec::new() }
+        Shape {
+            servers: 3,
+            shards: 3,
+            mode: "cluster",
+            durability: "quorum-fsync",
+            settings: Vec::new(),
+            network: Network::Direct,
+        }
     }
 }
 
@@ -61,9 +82,21 @@ impl Shape {
 pub struct Cluster {
     shape: Shape,
     program: PathBuf,
-    ports: PortBlock,
+    map: Map,
     servers: Vec<Server>,
+    wires: Wires,
+    /// Ended by a fault, or frozen by one: what healing undoes.
+    harmed: Vec<Fault>,
+    _ports: PortBlock,
     dir: Option<tempfile::TempDir>,
+}
+
+/// The network between the servers, as far as it is ours.
+#[derive(Debug)]
+enum Wires {
+    Direct,
+    Proxied(Proxies),
+    Namespaces(Namespaces),
 }
 
 #[derive(Debug)]
@@ -102,10 +135,31 @@ impl Cluster {
         let dir =
             tempfile::Builder::new().prefix("cluster-").tempdir_in(place).context("making a directory")?;
         let ports = PortBlock::take()?;
-        let mut cluster =
-            Cluster { shape, program: program.to_owned(), ports, servers: Vec::new(), dir: Some(dir) };
+        let base = ports.base();
+        let standalone = shape.mode == "standalone";
+        let numbers = 1..=shape.servers;
+        let loopback =
+            Map::new(numbers.clone().map(|_| LOOPBACK.to_owned()).collect(), shape.shards, standalone, base);
+        let (wires, map) = match shape.network {
+            Network::Direct => (Wires::Direct, loopback),
+            Network::Proxied => (Wires::Proxied(Proxies::start(&loopback)?), loopback),
+            Network::Namespaces => {
+                let namespaces = Namespaces::make(shape.servers)?;
+                let hosts = numbers.map(|number| namespaces.address(number)).collect();
+                (Wires::Namespaces(namespaces), Map::new(hosts, shape.shards, standalone, base))
+            }
+        };
+        let mut cluster = Cluster {
+            shape,
+            program: program.to_owned(),
+            map,
+            servers: Vec::new(),
+            wires,
+            harmed: Vec::new(),
+            _ports: ports,
+            dir: Some(dir),
+        };
         let data = cluster.dir().to_owned();
-        let base = cluster.ports.base();
         let Shape { servers, shards, mode, durability, .. } = &cluster.shape;
         let arguments = [
             ("--servers", servers.to_string()),
@@ -124,9 +178,16 @@ impl Cluster {
             let config = data.join(format!("server-{number}")).join("kvorum.toml");
             let mut text =
                 std::fs::read_to_string(&config).with_context(|| format!("{}", config.display()))?;
+            text = text.replace(LOOPBACK, cluster.map.host(number));
             for line in &cluster.shape.settings {
                 text.push_str(line);
                 text.push('\n');
+            }
+            if let Wires::Proxied(proxies) = &cluster.wires {
+                text.push_str("[peer-addresses]\n");
+                for (to, proxy) in proxies.from(number) {
+                    text.push_str(&format!("\"{}\" = \"{proxy}\"\n", cluster.map.peer_addr(to)));
+                }
             }
             std::fs::write(&config, text)?;
             cluster.servers.push(Server { number, config, process: None });
@@ -175,27 +236,29 @@ impl Cluster {
         self.dir().join(format!("server-{number}"))
     }
 
+    /// Where the servers are.
+    pub fn map(&self) -> &Map {
+        &self.map
+    }
+
     /// The first client port of a server.
     pub fn base_port(&self, number: u16) -> u16 {
-        self.ports.base() + PORTS_PER_SERVER * (number - 1)
+        self.map.base_port(number)
     }
 
     /// `host:port` of the peer port of a server.
     pub fn peer_addr(&self, number: u16) -> String {
-        format!("127.0.0.1:{}", self.base_port(number) + PEER_PORT)
+        self.map.peer_addr(number)
     }
 
     /// `host:port` where a server serves a shard.
     pub fn addr(&self, number: u16, shard: u16) -> String {
-        format!("127.0.0.1:{}", self.base_port(number) + shard)
+        self.map.addr(number, shard)
     }
 
     /// Every client address, of dead servers too.
     pub fn addrs(&self) -> Vec<String> {
-        self.numbers()
-            .flat_map(|n| (0..self.shape.shards).map(move |s| (n, s)))
-            .map(|(n, s)| self.addr(n, s))
-            .collect()
+        self.map.addrs()
     }
 
     /// The number of the server behind a client address.
@@ -203,14 +266,12 @@ impl Cluster {
     /// # Panics
     /// When the address is none of ours.
     pub fn server_of(&self, addr: &str) -> u16 {
-        let port: u16 = addr.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("host:port");
-        let number = port.checked_sub(self.ports.base()).map(|offset| 1 + offset / PORTS_PER_SERVER);
-        number.filter(|n| self.numbers().contains(n)).expect("an address of this cluster")
+        self.map.server_of(addr)
     }
 
     /// A client that may start at any server.
     pub fn client(&self) -> Client {
-        Client::new(self.addrs())
+        self.map.client()
     }
 
     /// A connection to a server's port of a shard.
@@ -218,8 +279,7 @@ impl Cluster {
     /// # Errors
     /// What the system says.
     pub async fn connect(&self, number: u16, shard: u16) -> Result<Connection> {
-        let addr = self.addr(number, shard);
-        Connection::open(&addr).await.with_context(|| format!("connecting to {addr}"))
+        self.map.connect(number, shard).await
     }
 
     /// Servers whose process we have not ended.
@@ -304,9 +364,12 @@ impl Cluster {
     pub fn spawn(&mut self, number: u16) -> Result<()> {
         let log = self.open_log(number)?;
         let program = self.program.clone();
+        ensure!(self.server(number).process.is_none(), "server {number} runs already");
+        let mut command = match &self.wires {
+            Wires::Namespaces(namespaces) => namespaces.command(number, &program),
+            Wires::Direct | Wires::Proxied(_) => Command::new(program),
+        };
         let server = self.server_mut(number);
-        ensure!(server.process.is_none(), "server {number} runs already");
-        let mut command = Command::new(program);
         command.arg("server").arg("--config").arg(&server.config);
         command.arg("--exit-with-parent").arg(std::process::id().to_string());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KVORUM_")) {
@@ -326,17 +389,7 @@ impl Cluster {
             for number in cluster.running() {
                 cluster.check_running(number)?;
             }
-            for shard in 0..cluster.shape.shards {
-                let leader = cluster.leader(shard).await?;
-                let slots = cluster.slots_of(shard).await?;
-                let key = key_in("ready", 0, |slot| {
-                    slots.iter().any(|&(first, last)| (first..=last).contains(&slot))
-                });
-                let mut connection = Connection::open(&leader).await?;
-                let reply = connection.call_within(Duration::from_secs(2), &["GET", &key]).await?;
-                ensure!(reply.error().is_none(), "{leader} answers {reply}");
-            }
-            Ok(())
+            cluster.map.serves(&cluster.running()).await
         })
         .await
     }
@@ -348,22 +401,7 @@ impl Cluster {
     /// After [`LIMIT`], with what was missing last.
     pub async fn caught_up(&mut self) -> Result<()> {
         self.wait("all replicas are level", async |cluster: &mut Cluster| {
-            let status = cluster.status()?;
-            let shards = status["shards"].as_array().context("status has no shards")?;
-            ensure!(shards.len() == usize::from(cluster.shape.shards), "{} shards", shards.len());
-            for shard in shards {
-                let replicas = shard["replicas"].as_array().context("a shard has no replicas")?;
-                let applied: Vec<Option<u64>> = replicas.iter().map(|r| r["applied"].as_u64()).collect();
-                let level = applied.iter().all(|a| a.is_some() && *a == applied[0]);
-                ensure!(level, "shard {}: applied {applied:?}", shard["id"]);
-                let roles: Vec<&str> = replicas.iter().filter_map(|r| r["role"].as_str()).collect();
-                ensure!(
-                    roles.iter().filter(|r| **r == "leader").count() == 1,
-                    "shard {}: {roles:?}",
-                    shard["id"]
-                );
-            }
-            Ok(())
+            cluster.map.level(&cluster.status()?)
         })
         .await
     }
@@ -384,26 +422,7 @@ impl Cluster {
     /// # Errors
     /// When they do not, or one does not answer.
     pub async fn leader(&self, shard: u16) -> Result<String> {
-        let mut leaders = Vec::new();
-        for number in self.running() {
-            let mut connection = self.connect(number, shard).await?;
-            if self.shape.mode == "standalone" {
-                let info = connection.call_within(Duration::from_secs(5), &["INFO", "replication"]).await?;
-                if info.text().is_some_and(|text| text.contains("role:master")) {
-                    leaders.push(self.addr(number, 0));
-                }
-                continue;
-            }
-            let ranges = cluster_slots(&mut connection).await?;
-            let covered: u32 = ranges.iter().map(|r| u32::from(r.last) - u32::from(r.first) + 1).sum();
-            ensure!(covered == u32::from(SLOTS), "server {number} knows leaders of {covered} slots");
-            let range = ranges.iter().find(|range| self.shard_of(&range.leader) == shard);
-            leaders.push(range.with_context(|| format!("shard {shard} has no slots"))?.leader.clone());
-        }
-        let leader = leaders.first().with_context(|| format!("shard {shard} has no leader"))?.clone();
-        ensure!(leaders.iter().all(|l| *l == leader), "shard {shard}: the servers disagree: {leaders:?}");
-        ensure!(self.running().contains(&self.server_of(&leader)), "{leader} does not run");
-        Ok(leader)
+        self.map.leader(&self.running(), shard).await
     }
 
     /// The ranges of slots, as the first running server has them; one range of all in standalone mode.
@@ -411,13 +430,7 @@ impl Cluster {
     /// # Errors
     /// When it does not answer.
     pub async fn ranges(&self) -> Result<Vec<SlotRange>> {
-        if self.shape.mode == "standalone" {
-            let leader = self.leader(0).await?;
-            let followers = self.addrs().into_iter().filter(|addr| *addr != leader).collect();
-            return Ok(vec![SlotRange { first: 0, last: SLOTS - 1, leader, followers }]);
-        }
-        let number = *self.running().first().context("no server runs")?;
-        Ok(cluster_slots(&mut self.connect(number, 0).await?).await?)
+        self.map.ranges(&self.running()).await
     }
 
     /// The ranges of slots of a shard.
@@ -425,14 +438,7 @@ impl Cluster {
     /// # Errors
     /// When no server answers.
     pub async fn slots_of(&self, shard: u16) -> Result<Vec<(u16, u16)>> {
-        let ranges = self.ranges().await?;
-        Ok(ranges.iter().filter(|r| self.shard_of(&r.leader) == shard).map(|r| (r.first, r.last)).collect())
-    }
-
-    /// The shard behind a client address.
-    pub fn shard_of(&self, addr: &str) -> u16 {
-        let port: u16 = addr.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("host:port");
-        (port - self.ports.base()) % PORTS_PER_SERVER
+        self.map.slots_of(&self.running(), shard).await
     }
 
     /// Everything a server has logged so far.
@@ -539,6 +545,46 @@ impl Drop for Cluster {
         {
             eprintln!("kept {}", dir.keep().display());
         }
+    }
+}
+
+impl Nemesis for Cluster {
+    fn map(&self) -> &Map {
+        &self.map
+    }
+
+    fn inflict(&mut self, fault: &Fault) -> Result<()> {
+        match fault {
+            Fault::Kill(number) => self.kill(*number)?,
+            Fault::Freeze(number) => self.freeze(*number)?,
+            fault => match &mut self.wires {
+                Wires::Direct => bail!("{fault:?}: nothing of ours lies between these servers"),
+                Wires::Proxied(proxies) => return proxies.inflict(fault),
+                Wires::Namespaces(namespaces) => return namespaces.inflict(fault),
+            },
+        }
+        self.harmed.push(fault.clone());
+        Ok(())
+    }
+
+    fn heal(&mut self) -> Result<()> {
+        match &mut self.wires {
+            Wires::Direct => {}
+            Wires::Proxied(proxies) => proxies.heal(),
+            Wires::Namespaces(namespaces) => namespaces.heal()?,
+        }
+        for fault in std::mem::take(&mut self.harmed) {
+            match fault {
+                Fault::Kill(number) => self.spawn(number)?,
+                Fault::Freeze(number) => self.thaw(number)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&self) -> Result<serde_json::Value> {
+        Cluster::status(self)
     }
 }
 

@@ -4,10 +4,15 @@
 //! |---|---|
 //! | [`binary`] | finds or builds the `kvorum` program under test |
 //! | [`cluster`] | real server processes in a temporary directory: start, kill, freeze, restart, wait |
+//! | [`map`] | where servers are, and what they say about the cluster |
+//! | [`nemesis`] | what can go wrong, for all that a cluster may run on |
+//! | [`proxy`], [`namespaces`] | networks that can be cut: without privilege, and as root |
+//! | [`compose`], [`image`] | the cluster in containers |
 //! | [`playground`] | `kvorum dev` as a user runs it |
 //! | [`resp`] | one connection that speaks RESP |
 //! | [`client`] | a cluster-aware client that says of every command: done, refused, or unknown |
 //! | [`workload`] | concurrent writers and register clients |
+//! | [`load`], [`trial`] | some of everything at once, and what must hold while something goes wrong |
 //! | [`history`] | who asked what when, and what came back |
 //! | [`check`] | judges of what was recorded, each shown to catch the anomaly it is for |
 //! | [`random`] | a seeded generator, and the seed of a run |
@@ -20,15 +25,24 @@ pub mod binary;
 pub mod check;
 pub mod client;
 pub mod cluster;
+pub mod compose;
 pub mod history;
+pub mod image;
+pub mod load;
+pub mod map;
+pub mod namespaces;
+pub mod nemesis;
 pub mod playground;
 pub mod ports;
+pub mod proxy;
 pub mod random;
 pub mod resp;
 pub mod slots;
+pub mod trial;
 pub mod wal;
 pub mod workload;
 
 pub use client::{Client, Outcome};
-pub use cluster::{Cluster, Shape};
+pub use cluster::{Cluster, Network, Shape};
+pub use nemesis::{Fault, Nemesis};
 pub use resp::{Connection, Value};

@@ -6,3 +6,4 @@
 pub mod counter;
 pub mod ledger;
 pub mod register;
+pub mod set;
