@@ -24,6 +24,9 @@ pub struct ShardMachine {
     /// The last few, ascending.
     notes: VecDeque<Note>,
     stopped: bool,
+    /// It was restored and has applied nothing since.
+    #[cfg(feature = "bugs")]
+    restored: bool,
 }
 
 /// What a replica's checksum was at one place of the log: the same on every replica, or one of them is wrong.
@@ -91,6 +94,8 @@ impl ShardMachine {
             keyspace: Keyspace::new(Settings { databases: 1, hash_seed: [0; 16] }),
             notes: VecDeque::new(),
             stopped: false,
+            #[cfg(feature = "bugs")]
+            restored: false,
         }
     }
 
@@ -103,6 +108,10 @@ impl ShardMachine {
         entry: &[u8],
         witness: &mut dyn Witness,
     ) -> Result<(), EntryError> {
+        #[cfg(feature = "bugs")]
+        if std::mem::take(&mut self.restored) && kvorum_bugs::has(kvorum_bugs::Bug::AppliedTwice) {
+            self.apply_parts(index, entry, &mut Unwitnessed)?;
+        }
         let result = self.check_position(index, term).and_then(|()| self.apply_parts(index, entry, witness));
         self.settle(index, term, result)
     }
@@ -138,6 +147,13 @@ impl ShardMachine {
         }
         // A reply cannot be taken back from `out`. When some key may be in doubt, a first run without a reply finds
         // out whether this command meets one; that is rare, and costs a second run only then.
+        #[cfg(feature = "bugs")]
+        if kvorum_bugs::has(kvorum_bugs::Bug::LocalExpiry) {
+            if let Err(error) = run(&self.keyspace.reader(db, now_ms, now_ms), args, out) {
+                out.error(error.text());
+            }
+            return Ok(());
+        }
         let doubt = now_ms > self.clock_ms && self.next_deadline().is_some_and(|deadline| deadline <= now_ms);
         if doubt {
             let reader = self.keyspace.reader(db, self.clock_ms, now_ms);
@@ -318,6 +334,10 @@ impl ShardMachine {
     fn check_ownership(&self, command: &Command, args: Args<'_>) -> Result<(), Refusal> {
         if self.stopped || self.configuration.is_none() {
             return Err(Refusal::NotConfigured);
+        }
+        #[cfg(feature = "bugs")]
+        if kvorum_bugs::has(kvorum_bugs::Bug::OwnershipAtRoutingOnly) {
+            return Ok(());
         }
         let mut foreign = None;
         command.for_each_key(args, &mut |key| {

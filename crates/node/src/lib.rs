@@ -31,6 +31,7 @@ pub use clock::{SystemTimeSource, TimeSource};
 pub use config::{NodeConfig, ReadMode, Timing};
 pub use contact::{Answer, Call, Contact};
 pub use identity::IdentityError;
+pub use kvorum_raft::SnapshotConfig;
 pub use kvorum_raft::wal::WalConfig;
 pub use kvorum_raft::{Role, Status};
 pub use node::{Node, ServerIdentity, StartError};

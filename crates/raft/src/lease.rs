@@ -177,6 +177,8 @@ impl Lease {
         let leads = facts.vote == Some(mine);
         let given_up = facts.given_up >= Some(standing.term);
         let own_entry_applied = standing.applied_term == Some(standing.term);
+        #[cfg(feature = "bugs")]
+        let own_entry_applied = own_entry_applied || kvorum_bugs::has(kvorum_bugs::Bug::NoReadBarrier);
         let membership_current = standing.membership >= facts.membership;
         if !leads || given_up || !own_entry_applied || !membership_current {
             return;
@@ -215,6 +217,8 @@ impl VoteGate {
     /// has not.
     pub(crate) fn new(environment: Environment, lease: Duration, promised: bool) -> VoteGate {
         let now = environment.now();
+        #[cfg(feature = "bugs")]
+        let promised = promised && !kvorum_bugs::has(kvorum_bugs::Bug::LeaseWithoutRestartRule);
         VoteGate { environment, opens: if promised { now + lease } else { now } }
     }
 

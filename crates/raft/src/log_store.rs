@@ -154,6 +154,10 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<VoteOf<Types>>> {
+        #[cfg(feature = "bugs")]
+        if kvorum_bugs::has(kvorum_bugs::Bug::VoteForgotten) {
+            return Ok(None);
+        }
         self.log.state().vote.map(decode_vote).transpose()
     }
 }

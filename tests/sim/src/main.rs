@@ -103,11 +103,7 @@ fn main() -> Result<ExitCode> {
 #[cfg(feature = "bugs")]
 fn choose(bug: Option<&str>) -> Result<()> {
     if let Some(bug) = bug {
-        ensure!(
-            kvorum_cluster::bugs::choose(bug),
-            "there is no bug '{bug}': {:?}",
-            kvorum_cluster::bugs::NAMES
-        );
+        ensure!(kvorum_bugs::choose(bug), "there is no bug '{bug}': {:?}", kvorum_bugs::BUGS);
     }
     Ok(())
 }

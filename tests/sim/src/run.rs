@@ -64,6 +64,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         lost_permille: random.below(40),
         repeated_permille: random.below(40),
         broken_permille: random.below(4),
+        garbled_permille: random.below(100),
     };
     network.set_weather(weather, random.next());
     let machines = (1..=servers)
@@ -207,7 +208,7 @@ async fn sample(directory: Directory, servers: u64, judge: Arc<Judge>, trace: Tr
 
 /// After the war: everybody is there, everything acknowledged is there, all replicas are equal.
 async fn audit(town: &Town, nemesis: &Nemesis, shards: u16, seed: u64) -> Result<(), String> {
-    let mut reader = Client::new(town.clone(), CLIENTS, seed);
+    let mut reader = Client::new(town.clone(), CLIENTS, seed).well_informed();
     let keys: BTreeSet<u64> = town.books.lock().registers.iter().map(|operation| operation.key).collect();
     for key in keys {
         if !reader.read_this_register(key).await {

@@ -5,7 +5,9 @@ use crate::judge::Judge;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvorum_cluster::ServerId;
-use kvorum_node::{Answer, Call, Contact, Node, NodeConfig, Observer, Platform, TimeSource, WalConfig};
+use kvorum_node::{
+    Answer, Call, Contact, Node, NodeConfig, Observer, Platform, SnapshotConfig, TimeSource, WalConfig,
+};
 use kvorum_raft::disk::MemoryDisk;
 use kvorum_raft::meta_store::MemoryMetaStore;
 use kvorum_raft::{Clock, Environment, LocalNetwork};
@@ -143,6 +145,16 @@ fn config(id: u64) -> NodeConfig {
         reserve_bytes: 256 << 10,
         lazy_sync_interval: Duration::from_millis(300),
         spare_segments: 1,
+    };
+    config.snapshots = SnapshotConfig {
+        log_bytes: 12 << 10,
+        keep_entries: 64,
+        keep_bytes: 4 << 10,
+        pinned_bytes: 128 << 10,
+        block_bytes: 1 << 10,
+        bytes_per_second: 0,
+        interval: Duration::from_millis(200),
+        ..SnapshotConfig::default()
     };
     config.write_timeout = Duration::from_secs(3);
     config

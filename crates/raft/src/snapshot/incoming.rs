@@ -18,7 +18,7 @@ use openraft::{
 use tokio::sync::{Mutex, watch};
 
 use super::{
-    CHUNK_BYTES_MAX, SnapshotData, SnapshotFile, SnapshotStore, blocking, format::salted_crc, store::Partial,
+    CHUNK_BYTES_MAX, SnapshotData, SnapshotFile, SnapshotStore, blocking, format::{is_wrong, salted_crc}, store::Partial,
 };
 use crate::{
     clock::Environment,
@@ -114,7 +114,7 @@ impl Receiver {
         if content.len() > CHUNK_BYTES_MAX {
             return Err(format!("{} bytes in one chunk", content.len()));
         }
-        if salted_crc(id, offset, &content) != crc {
+        if is_wrong(salted_crc(id, offset, &content) != crc) {
             return Err("the chunk does not have its checksum".to_owned());
         }
         let mut state = self.state.lock().await;

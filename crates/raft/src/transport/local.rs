@@ -1,8 +1,7 @@
 //! Hosts of one process, connected by memory, under a [`Weather`]: messages take time, overtake each other, arrive twice or not
-//! at all; connections break; servers are cut off, in one direction or both, or frozen.
+//! at all; connections break; servers are cut off, in one direction or both, or frozen; bytes of snapshots change.
 //!
-//! Everything random comes from one seed. Without a weather messages arrive at once. What it leaves out: bandwidth, and bytes
-//! that change on the way (TCP and gRPC's framing do not let them through).
+//! Everything random comes from one seed. Without a weather messages arrive at once. What it leaves out: bandwidth.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -37,6 +36,8 @@ pub struct Weather {
     pub lost_permille: u64,
     /// Of a thousand control requests, so many arrive twice.
     pub repeated_permille: u64,
+    /// Of a thousand pieces of snapshots, so many arrive with a byte changed: what TCP lets through once in a while.
+    pub garbled_permille: u64,
     /// Of a thousand appends, so many break their connection.
     pub broken_permille: u64,
 }
@@ -213,6 +214,21 @@ impl Shared {
             std::future::pending::<()>().await;
         }
         self.passes(from, to)
+    }
+
+    fn garble(&self, mut request: peer::SnapshotRequest) -> peer::SnapshotRequest {
+        let mut sky = self.sky.lock();
+        let permille = sky.weather.garbled_permille;
+        if let Some(peer::snapshot_request::Request::Chunk(chunk)) = &mut request.request
+            && !chunk.content.is_empty()
+            && sky.happens(permille)
+        {
+            let mut content = chunk.content.to_vec();
+            let at = sky.roll() % content.len() as u64;
+            content[at as usize] ^= 1 << (sky.roll() % 8);
+            chunk.content = content.into();
+        }
+        request
     }
 
     fn connection(self: &Arc<Self>, from: u64, to: u64) -> Result<Connection, LinkError> {
@@ -406,6 +422,7 @@ impl Link for LocalLink {
         let exchange = async move {
             shared.travel(from, to).await?;
             let (inbound, _) = shared.reach(from, to)?;
+            let request = shared.garble(request);
             let reply = inbound.snapshot(request).await;
             shared.travel(to, from).await?;
             Ok(reply)

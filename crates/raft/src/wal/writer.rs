@@ -236,7 +236,10 @@ impl Writer {
         let end = builder.finish(self.sequence + 1, self.synced);
         self.write(end)?;
         self.shared.counters.entries.fetch_add(entries, Ordering::Relaxed);
-        if batch.iter().any(|request| request.sync == SyncMode::Before) {
+        let sync = batch.iter().any(|request| request.sync == SyncMode::Before);
+        #[cfg(feature = "bugs")]
+        let sync = sync && !kvorum_bugs::has(kvorum_bugs::Bug::AcknowledgeBeforeSync);
+        if sync {
             self.sync()?;
         } else if batch.iter().any(|request| request.sync == SyncMode::Lazy) {
             self.lazy_since = self.lazy_since.or(Some(self.now()));
