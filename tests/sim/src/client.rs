@@ -409,7 +409,7 @@ async fn serve(node: Node, argv: Vec<Vec<u8>>, misrouted: bool) -> Served {
     };
     let intent = if command.is_write() { Intent::Write } else { Intent::Read };
     if misrouted {
-        if !view.leader(shard).is_some_and(|leader| leader.id == replica.id) {
+        if view.leader(shard).is_none_or(|leader| leader.id != replica.id) {
             return Served::Hold;
         }
     } else {

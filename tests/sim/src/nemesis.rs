@@ -40,7 +40,9 @@ pub(crate) struct Nemesis {
     random: Random,
     schedule: BTreeMap<(Instant, u64), Later>,
     scheduled: u64,
-    failures: (mpsc::UnboundedSender<(u64, u64)>, mpsc::UnboundedReceiver<(u64, u64)>),
+    /// Processes that ended by themselves: the server, and which of its starts it was.
+    failed: mpsc::UnboundedSender<(u64, u64)>,
+    failures: mpsc::UnboundedReceiver<(u64, u64)>,
     pub(crate) faults: BTreeMap<&'static str, u64>,
 }
 
@@ -52,6 +54,7 @@ impl Nemesis {
         judge: Arc<Judge>,
         trace: Trace,
     ) -> Nemesis {
+        let (failed, failures) = mpsc::unbounded_channel();
         Nemesis {
             machines,
             network,
@@ -63,7 +66,8 @@ impl Nemesis {
             random: Random::new(seed ^ 0x6e65_6d65_7369_7321),
             schedule: BTreeMap::new(),
             scheduled: 0,
-            failures: mpsc::unbounded_channel(),
+            failed,
+            failures,
             faults: BTreeMap::new(),
         }
     }
@@ -103,7 +107,7 @@ impl Nemesis {
         match started {
             Ok(()) => {
                 say!(self.trace, "server {server} started");
-                let (starts, failed) = (machine.starts, self.failures.0.clone());
+                let (starts, failed) = (machine.starts, self.failed.clone());
                 if let Some(process) = &machine.process {
                     let node = process.node.clone();
                     process.environment.spawn(async move {
@@ -177,7 +181,7 @@ impl Nemesis {
             let until = scheduled.min(fault).min(deadline);
             let failed = tokio::select! {
                 biased;
-                Some(failed) = self.failures.1.recv() => Some(failed),
+                Some(failed) = self.failures.recv() => Some(failed),
                 () = tokio::time::sleep_until(until) => None,
             };
             if let Some((server, starts)) = failed {
@@ -329,7 +333,7 @@ impl Nemesis {
             }
             12 => {
                 let server = self.any();
-                let by = self.random.below(7_200_000) as i64 - 3_600_000;
+                let by = self.random.below(7_200_000).cast_signed() - 3_600_000;
                 say!(self.trace, "nemesis: wall clock of {server} jumps by {by} ms");
                 self.machines[&server].clock.jump_ms(by);
                 "clock jump"

@@ -70,7 +70,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
     let machines = (1..=servers)
         .map(|id| {
             let booted = Duration::from_secs(100 + random.below(1_000_000));
-            let drift_ppm = random.below(100_000) as i64 - 50_000;
+            let drift_ppm = random.below(100_000).cast_signed() - 50_000;
             let machine = Machine {
                 id,
                 disk: MemoryDisk::default(),
