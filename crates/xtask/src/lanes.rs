@@ -27,6 +27,11 @@ const END_TO_END: [&str; 9] = [
     "linearizable",
     "crash_loop",
 ];
+/// The lanes of the simulation, which needs an optimised build: its own arguments of `cargo test`.
+const SIMULATED: [(&str, &[&str]); 2] = [
+    ("simulation", &["--bins", "--test", "simulation"]),
+    ("bugs", &["--features", "bugs", "--test", "bugs"]),
+];
 /// The most that one lane may take.
 const LANE_LIMIT: Duration = Duration::from_secs(20 * 60);
 
@@ -55,14 +60,18 @@ pub(crate) fn ci() -> Result<()> {
 
 /// Everything that tests.
 pub(crate) fn test(args: &Args) -> Result<()> {
-    let known =
-        |lane: &String| ["unit", "doctest"].contains(&lane.as_str()) || END_TO_END.contains(&lane.as_str());
-    if let Some(unknown) = args.lanes.iter().find(|lane| !known(lane)) {
-        bail!("there is no lane {unknown}; there are unit, doctest, {}", END_TO_END.join(", "));
+    let names = names();
+    if let Some(unknown) = args.lanes.iter().find(|lane| !names.contains(&lane.as_str())) {
+        bail!("there is no lane {unknown}; there are {}", names.join(", "));
     }
     let mut report = Report::default();
     run_tests(args, &mut report)?;
     report.close()
+}
+
+/// All lanes, in the order in which they run.
+fn names() -> Vec<&'static str> {
+    ["unit", "doctest"].into_iter().chain(SIMULATED.map(|(lane, _)| lane)).chain(END_TO_END).collect()
 }
 
 fn run_tests(args: &Args, report: &mut Report) -> Result<()> {
@@ -72,7 +81,8 @@ fn run_tests(args: &Args, report: &mut Report) -> Result<()> {
     report.note("prepare", began, Ok(()));
 
     if wanted("unit") {
-        let arguments = ["--workspace", "--exclude", "kvorum-tests", "--lib", "--bins", "--tests"];
+        let packages = ["--workspace", "--exclude", "kvorum-tests", "--exclude", "kvorum-sim"];
+        let arguments = [&packages[..], &["--lib", "--bins", "--tests"]].concat();
         report.run("unit", cargo(&[&["test", "--locked", "--no-fail-fast"], &arguments[..]].concat()), true);
     }
     if wanted("doctest") {
@@ -80,6 +90,13 @@ fn run_tests(args: &Args, report: &mut Report) -> Result<()> {
             ["test", "--locked", "--no-fail-fast", "--workspace", "--exclude", "kvorum-tests", "--doc"];
         // Crates need not have examples; those that are there must pass.
         report.run("doctest", cargo(&arguments), false);
+    }
+    for (lane, arguments) in SIMULATED {
+        if wanted(lane) {
+            let test = ["test", "--locked", "--profile", "e2e", "--package", "kvorum-sim"];
+            let tail = ["--", "--test-threads", "1", "--nocapture"];
+            report.run(lane, cargo(&[&test[..], arguments, &tail[..]].concat()), true);
+        }
     }
     let lanes: Vec<&str> = END_TO_END.into_iter().filter(|lane| wanted(lane)).collect();
     if lanes.is_empty() {
