@@ -544,7 +544,7 @@ impl<E: Engine> Connection<E> {
             Some(_) => self.defer_command(command, args, terms),
             None => {
                 self.defer_command(command, args, terms);
-                self.hold();
+                self.hold(Instant::now());
             }
         }
     }
@@ -611,7 +611,8 @@ impl<E: Engine> Connection<E> {
             Ok(()) => self.held_since = None,
             Err(ReadError::NotLeader) => {
                 self.defer_batch(batch, terms);
-                return self.hold();
+                // Asking the majority in vain took its time already.
+                return self.hold(since);
             }
             Err(ReadError::TooStale) => {
                 (0..commands.len()).for_each(|_| self.out.error(dispatch::MASTER_DOWN));
@@ -662,10 +663,7 @@ impl<E: Engine> Connection<E> {
         self.batches_in_flight -= 1;
         self.bytes_in_flight -= bytes;
         let (mut out, ran) = match outcome {
-            Ok(out) => {
-                self.held_since = None;
-                (out, true)
-            }
+            Ok(out) => (out, true),
             Err(Failure::NotLeader(batch)) => return Dispatched::Returned { batch, terms },
             Err(Failure::Unknown) => {
                 let unknown = &self.shared.port.stats.unknown_outcomes;
@@ -674,6 +672,7 @@ impl<E: Engine> Connection<E> {
             }
             Err(Failure::Refused(text)) => (self.errors(commands.len(), text, terms), false),
         };
+        self.held_since = None;
         self.account(&mut out, 0, &commands, terms, since);
         Dispatched::Done { out, ran }
     }
@@ -713,7 +712,7 @@ impl<E: Engine> Connection<E> {
         if !deferred.is_empty() {
             deferred.append(&mut self.deferred);
             self.deferred = deferred;
-            self.hold();
+            self.hold(Instant::now());
         }
     }
 
@@ -740,9 +739,10 @@ impl<E: Engine> Connection<E> {
         if !self.may_take_up_deferred() {
             return;
         }
-        let patience = self.shared.port.settings.failover_hold();
-        let out_of_patience =
-            self.draining || self.held_since.is_some_and(|since| since.elapsed() >= patience);
+        if !self.draining && self.is_out_of_patience() {
+            // Before it is routed once more: a leader without a majority takes a batch, and gives it back only later.
+            self.give_up_hold();
+        }
         let mut rest = std::mem::take(&mut self.deferred);
         while self.deferred.is_empty()
             && let Some(next) = rest.pop_front()
@@ -772,9 +772,17 @@ impl<E: Engine> Connection<E> {
         }
         self.close_batch().await;
         self.deferred.append(&mut rest);
-        if out_of_patience && self.hold.is_some() {
+        if self.hold.is_some() && (self.draining || self.is_out_of_patience()) {
             self.give_up_hold();
         }
+        if self.hold.is_none() && self.deferred.is_empty() && self.queue.is_empty() {
+            self.held_since = None;
+        }
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        let patience = self.shared.port.settings.failover_hold();
+        self.held_since.is_some_and(|since| since.elapsed() >= patience)
     }
 
     /// The client was held for as long as it may be: what could not run is answered.
@@ -795,11 +803,11 @@ impl<E: Engine> Connection<E> {
         }
     }
 
-    /// Waits for a leader before anything is routed again.
-    fn hold(&mut self) {
+    /// Waits for a leader before anything is routed again. The client waits since `since`, unless it is held already.
+    fn hold(&mut self, since: Instant) {
         let Some(engine) = self.shared.engine.get() else { return };
         if self.held_since.is_none() {
-            self.held_since = Some(Instant::now());
+            self.held_since = Some(since);
             self.shared.port.stats.holds.fetch_add(1, Ordering::Relaxed);
         }
         let change = engine.leadership_changes();

@@ -183,6 +183,45 @@ async fn holding_ends_with_an_error() {
     assert_eq!(replica.log(), ["SET bar 2"]);
 }
 
+/// A leader that lost its majority still takes batches, and gives them back.
+#[tokio::test]
+async fn holding_ends_at_a_leader_without_a_majority_too() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    server.shared.port.settings.failover_hold_ms.store(150, Ordering::Relaxed);
+    let mut client = server.client().await;
+    let mut began = Instant::now();
+    for command in ["SET bar 1\r\n", "GET bar\r\n"] {
+        replica.expect((0..200).map(|_| Step::NotLeader));
+        replica.fail_reads((0..200).map(|_| ReadError::NotLeader));
+        client.send(command).await;
+        client.expect(DOWN).await;
+        let held = began.elapsed();
+        assert!((150..450).contains(&held.as_millis()), "{command} was held for {held:?}");
+        began = Instant::now();
+    }
+}
+
+/// Each wait is counted for itself.
+#[tokio::test]
+async fn a_client_that_was_redirected_is_held_anew() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.depose(0, 2);
+    let server = Server::start(Some(&replica)).await;
+    server.shared.port.settings.failover_hold_ms.store(200, Ordering::Relaxed);
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\n").await;
+    until("it is held", || server.held() == 1).await;
+    replica.elect(0, 2, 2);
+    client.expect("-MOVED 5061 10.0.0.2:7000\r\n").await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    replica.depose(0, 3);
+    client.send("SET bar 2\r\n").await;
+    client.expect_silence().await;
+    replica.elect(0, 3, 1);
+    client.expect("+OK\r\n").await;
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_is_not_held() {
     let replica = Scripted::leading(Mode::Cluster);
