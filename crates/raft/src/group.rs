@@ -305,7 +305,8 @@ impl Group {
     }
 
     /// Starts a new group: to be called on an empty log, on any one of the members or on all of them with the same
-    /// members. Does nothing when the group is initialised. Ends when the first entry is durable, before there is a leader.
+    /// members. Does nothing when the group is initialised. Ends before there is a leader, and may end before the first entry is durable: to
+    /// be repeated after a restart, while [`Group::is_initialized`] says no.
     pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> Result<(), InitializeError> {
         match self.shared.raft.initialize(members).await {
             Ok(()) => Ok(()),

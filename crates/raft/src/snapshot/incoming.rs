@@ -18,7 +18,9 @@ use openraft::{
 use tokio::sync::{Mutex, watch};
 
 use super::{
-    CHUNK_BYTES_MAX, SnapshotData, SnapshotFile, SnapshotStore, blocking, format::{is_wrong, salted_crc}, store::Partial,
+    CHUNK_BYTES_MAX, SnapshotData, SnapshotFile, SnapshotStore, blocking,
+    format::{is_wrong, salted_crc},
+    store::Partial,
 };
 use crate::{
     clock::Environment,
