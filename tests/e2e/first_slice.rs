@@ -269,7 +269,8 @@ async fn redirects_name_the_leader() -> Result<()> {
             assert_eq!(connection.call(&command).await?, moved, "{command:?} on {addr}");
         }
         assert_eq!(connection.call(&["READONLY"]).await?, Value::ok());
-        let follows = setting.cluster.shard_of(&addr) == setting.cluster.shard_of(&setting.leader);
+        let follows =
+            setting.cluster.map().shard_of(&addr) == setting.cluster.map().shard_of(&setting.leader);
         let expected = if follows { Value::bulk("v") } else { moved.clone() };
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {

@@ -7,7 +7,7 @@
 //! | 10 % | INCR of shared counters | [`counter`](crate::check::counter) |
 //! | 20 % | SET of unique keys, DEL of some, all read back | [`set`](crate::check::set) |
 //!
-//! All keys lie in slots of one shard, so that a fault of its leader concerns every command. Clients pause between commands: what
+//! All keys start with the name of the load, so that several can follow each other, and lie in slots of one shard, so that a fault of its leader concerns every command. Clients pause between commands: what
 //! counts is what overlaps with a fault, not the rate, and a judge should look at every register in a moment.
 
 use std::collections::BTreeMap;
@@ -52,6 +52,7 @@ struct Shared {
     recorder: Recorder,
     registers: Vec<String>,
     counters: Vec<String>,
+    name: String,
     /// Starts every unique key; a hash tag puts them all into one slot.
     element: String,
     slots: Vec<(u16, u16)>,
@@ -101,6 +102,7 @@ impl Load {
             registers: keys("register", REGISTERS),
             counters: keys("counter", COUNTERS),
             element: format!("{{{}}}:element:", key_in(&format!("{name}:set"), 0, wanted)),
+            name: name.to_owned(),
             slots: slots.clone(),
             next_value: AtomicU64::new(1),
             done: AtomicUsize::new(0),
@@ -235,7 +237,8 @@ impl Worker {
         let wanted = |slot| slots.iter().any(|&(first, last)| (first..=last).contains(&slot));
         while self.own.len() < OWN_KEYS {
             self.made += 1;
-            self.own.push((key_in(&format!("own:{}", self.number), self.made, wanted), 0));
+            self.own
+                .push((key_in(&format!("{}:own:{}", self.shared.name, self.number), self.made, wanted), 0));
         }
         let at = self.random.below(OWN_KEYS as u64) as usize;
         self.own[at].1 += 1;

@@ -60,7 +60,7 @@ struct Cell {
 pub(crate) async fn cluster(args: &Args) -> Result<()> {
     ensure!(args.rounds >= 3, "--rounds must be at least 3, or the median means nothing");
     ensure!((1..=60).contains(&args.seconds), "--seconds must be in 1..=60");
-    crate::tools::prepare()?;
+    crate::tools::prepare(&[])?;
     let program = args.program.get()?;
     let redis = Redis::start().await?;
     let fsync = Cluster::start_program(&program, Shape::default()).await?;

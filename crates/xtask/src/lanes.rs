@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kvorum_testkit::binary::{self, workspace};
+use kvorum_testkit::image;
 use rustix::process::{Pid, Signal};
 
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-const END_TO_END: [&str; 9] = [
+pub(crate) const END_TO_END: [&str; 12] = [
     "first_slice",
     "standalone",
     "dev_command",
@@ -26,6 +27,9 @@ const END_TO_END: [&str; 9] = [
     "torn_and_flipped",
     "linearizable",
     "crash_loop",
+    "partition",
+    "namespaces",
+    "compose",
 ];
 /// The lanes of the simulation, which needs an optimised build: its own arguments of `cargo test`.
 const SIMULATED: [(&str, &[&str]); 2] = [
@@ -77,7 +81,8 @@ fn names() -> Vec<&'static str> {
 fn run_tests(args: &Args, report: &mut Report) -> Result<()> {
     let wanted = |lane: &str| args.lanes.is_empty() || args.lanes.iter().any(|wanted| wanted == lane);
     let began = Instant::now();
-    let python = tools::prepare()?;
+    let lanes: Vec<&str> = END_TO_END.into_iter().filter(|lane| wanted(lane)).collect();
+    let python = tools::prepare(&lanes)?;
     report.note("prepare", began, Ok(()));
 
     if wanted("unit") {
@@ -98,7 +103,6 @@ fn run_tests(args: &Args, report: &mut Report) -> Result<()> {
             report.run(lane, cargo(&[&test[..], arguments, &tail[..]].concat()), true);
         }
     }
-    let lanes: Vec<&str> = END_TO_END.into_iter().filter(|lane| wanted(lane)).collect();
     if lanes.is_empty() {
         return Ok(());
     }
@@ -109,10 +113,21 @@ fn run_tests(args: &Args, report: &mut Report) -> Result<()> {
     };
     report.note("build", began, program.as_ref().map(drop).map_err(|e| format!("{e:#}")));
     let Ok(program) = program else { return Ok(()) };
+    let static_program = if lanes.contains(&"compose") {
+        let began = Instant::now();
+        let program = image::build_static("e2e");
+        report.note("build static", began, program.as_ref().map(drop).map_err(|e| format!("{e:#}")));
+        program.ok()
+    } else {
+        None
+    };
     for lane in lanes {
         let mut command = cargo(&["test", "--locked", "--package", "kvorum-tests", "--test", lane]);
         command.args(["--", "--test-threads", "1", "--nocapture"]);
         command.env("KVORUM_BIN", &program).env("KVORUM_PYTHON", &python);
+        if let Some(program) = &static_program {
+            command.env("KVORUM_STATIC_BIN", program);
+        }
         report.run(lane, command, true);
     }
     Ok(())

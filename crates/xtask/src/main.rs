@@ -6,6 +6,7 @@
 //! | `test` | every test there is, on the built binary too, with the minutes of each lane |
 //! | `prepare` | what the tests need besides Rust: Redis's programs, Python with redis-py |
 //! | `bench cluster` | throughput against a real Redis, in one interleaved run |
+//! | `image` | the container image of the static program |
 //! | `failover` | how long writes pause when a leader dies, and that none is lost |
 
 #![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use kvorum_testkit::image;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", arg_required_else_help = true)]
@@ -35,11 +37,26 @@ enum Task {
     Test(lanes::Args),
     /// Installs what the tests need, or says how
     Prepare,
+    /// Builds the static program and the container image of it, for deploy/docker/docker-compose.yml
+    Image(ImageArgs),
     /// Measures
     #[command(subcommand)]
     Bench(Bench),
     /// Kills leaders under writes; prints how long writes pause; fails when one is lost or the median is above 2 s
     Failover(failover::Args),
+}
+
+#[derive(Debug, clap::Args)]
+struct ImageArgs {
+    /// Name of the image
+    #[arg(long, default_value = "kvorum:latest")]
+    tag: String,
+    /// Cargo profile to build the program with
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// Image to build on; scratch is empty
+    #[arg(long, default_value = "scratch")]
+    base: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -62,10 +79,18 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Ci => lanes::ci(),
         Task::Test(args) => lanes::test(&args),
-        Task::Prepare => tools::prepare().map(drop),
+        Task::Prepare => tools::prepare(&lanes::END_TO_END).map(drop),
+        Task::Image(args) => image(&args),
         Task::Bench(Bench::Cluster(args)) => block_on(bench::cluster(&args)),
         Task::Failover(args) => block_on(failover::run(&args)),
     }
+}
+
+fn image(args: &ImageArgs) -> Result<()> {
+    let program = image::build_static(&args.profile)?;
+    image::make(&program, &args.tag, &args.base)?;
+    println!("made the image {}", args.tag);
+    Ok(())
 }
 
 /// Runs on this thread, which server processes watch: they end when it ends.

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use kvorum_testkit::binary::{build, target_dir, workspace};
+use kvorum_testkit::{compose, namespaces};
 
 /// Which program is measured.
 #[derive(Debug, clap::Args)]
@@ -37,18 +38,56 @@ impl fmt::Display for Program {
     }
 }
 
-const PROGRAMS: [&str; 3] = ["redis-server", "redis-cli", "redis-benchmark"];
-const PACKAGES: [&str; 3] = ["redis-server", "redis-tools", "python3-venv"];
+/// What some tests need beside Rust and a C compiler, and the Debian packages that have it.
+struct Need {
+    is_missing: fn() -> Vec<&'static str>,
+    packages: &'static [&'static str],
+}
 
-/// Makes sure that Redis's programs and a Python with redis-py are there. As root on a Debian, what is missing is
-/// installed; elsewhere the command to install it is part of the error. Returns that Python.
-pub(crate) fn prepare() -> Result<PathBuf> {
-    let missing = missing();
-    if !missing.is_empty() {
-        let install = format!("apt-get update && apt-get install -y {}", PACKAGES.join(" "));
+/// For every lane.
+const ALWAYS: Need = Need {
+    is_missing: || {
+        let mut missing = not_on_path(&["redis-server", "redis-cli", "redis-benchmark"]);
+        if !succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
+            missing.push("python3 with venv");
+        }
+        missing
+    },
+    packages: &["redis-server", "redis-tools", "python3-venv"],
+};
+const NAMESPACES: Need =
+    Need { is_missing: || not_on_path(&namespaces::PROGRAMS), packages: &["iproute2", "iptables"] };
+const COMPOSE: Need = Need {
+    is_missing: || {
+        let mut missing = not_on_path(&compose::PROGRAMS);
+        let version = |program: &str, argument: Option<&str>| {
+            succeeds(Command::new(program).args(argument).arg("version"))
+        };
+        if !version("docker", Some("compose")) && !version("docker-compose", None) {
+            missing.push("docker-compose, or docker's plugin compose");
+        }
+        missing
+    },
+    packages: &["docker.io", "docker-compose", "iptables", "util-linux"],
+};
+
+/// Makes sure that everything is there that `lanes` need. As root on a Debian, what is missing is installed; elsewhere the command to
+/// install it is part of the error. Returns a Python with redis-py.
+pub(crate) fn prepare(lanes: &[&str]) -> Result<PathBuf> {
+    let mut needs = vec![ALWAYS];
+    needs.extend(lanes.contains(&"namespaces").then_some(NAMESPACES));
+    needs.extend(lanes.contains(&"compose").then_some(COMPOSE));
+    let missing = || needs.iter().flat_map(|need| (need.is_missing)()).collect::<Vec<_>>();
+    let packages = || {
+        let wanted = needs.iter().filter(|need| !(need.is_missing)().is_empty());
+        wanted.flat_map(|need| need.packages).copied().collect::<Vec<_>>().join(" ")
+    };
+    if !missing().is_empty() {
+        let packages = packages();
+        let install = format!("apt-get update && apt-get install -y {packages}");
         let may_install = rustix::process::geteuid().is_root() && on_path("apt-get");
-        ensure!(may_install, "missing: {}. As root on Debian or Ubuntu: {install}", missing.join(", "));
-        println!("installing {}", PACKAGES.join(", "));
+        ensure!(may_install, "missing: {}. As root on Debian or Ubuntu: {install}", missing().join(", "));
+        println!("installing {packages}");
         // Debian would start a redis-server at once; nobody here wants that one.
         let install = Command::new("bash")
             .args(["-ec", &install])
@@ -57,19 +96,14 @@ pub(crate) fn prepare() -> Result<PathBuf> {
             .stdout(Stdio::null())
             .status()?;
         ensure!(install.success(), "apt-get failed");
-        let missing = self::missing();
+        let missing = missing();
         ensure!(missing.is_empty(), "still missing after apt-get: {}", missing.join(", "));
     }
     python_with_redis()
 }
 
-fn missing() -> Vec<&'static str> {
-    let mut missing: Vec<_> = PROGRAMS.into_iter().filter(|program| !on_path(program)).collect();
-    let venv = succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"]));
-    if !venv {
-        missing.push("python3 with venv");
-    }
-    missing
+fn not_on_path(programs: &[&'static str]) -> Vec<&'static str> {
+    programs.iter().copied().filter(|program| !on_path(program)).collect()
 }
 
 /// A virtual environment below `target/` with the pinned clients.
@@ -94,7 +128,9 @@ fn python_with_redis() -> Result<PathBuf> {
 
 fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    // Where root's programs are, which not every shell has in its path.
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(more).any(|dir| dir.join(program).is_file())
 }
 
 fn succeeds(command: &mut Command) -> bool {
