@@ -16,7 +16,7 @@ use kvorum_testkit::random::Random;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -46,6 +46,8 @@ pub(crate) struct Town {
     /// Numbers events: what ended before another began has the smaller number.
     pub(crate) events: Arc<AtomicU64>,
     pub(crate) books: Arc<Mutex<Books>>,
+    /// Nobody begins anything any more.
+    pub(crate) closing: Arc<AtomicBool>,
 }
 
 /// What clients were told.
@@ -168,9 +170,9 @@ impl Client {
         self
     }
 
-    /// Works until the task is ended.
+    /// Works until the town closes; ends with the outcome of its last command known.
     pub(crate) async fn work(mut self) {
-        loop {
+        while !self.town.closing.load(Ordering::Relaxed) {
             let pause = self.random.between(Duration::ZERO, Duration::from_millis(40));
             tokio::time::sleep(pause).await;
             match self.random.below(10) {
