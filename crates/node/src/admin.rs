@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use tracing::{debug, info, warn};
 
 /// Every call to another server ends by then.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A sign of life that takes longer than this is none.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_millis(400);
@@ -81,7 +81,8 @@ pub struct ReplicaStatus {
     pub replica: u64,
     /// The server that holds it.
     pub server: u64,
-    /// `leader`, `follower`, `candidate`, `learner`, or `unreachable` when its server did not answer.
+    /// `leader`, `follower`, `candidate`, `learner`; `distrusted` when it is not opened because its log may have lost its end;
+    /// `unreachable` when its server did not answer.
     pub role: String,
     /// Raft term.
     pub term: u64,
@@ -91,7 +92,7 @@ pub struct ReplicaStatus {
     pub committed: u64,
     /// Index of the last applied entry.
     pub applied: u64,
-    /// Why the replica stopped, if it did.
+    /// Why the replica stopped, or was not opened.
     pub failed: Option<String>,
 }
 
@@ -273,6 +274,17 @@ impl AdminClient {
         let request = rpc::TransferRequest { shard: shard.0.into(), to_replica: to.0 };
         let reply = self.client.transfer(request).await;
         reply.map(|_| ()).map_err(|status| self.refused(&status))
+    }
+
+    /// Opens the replicas of this server whose logs are in doubt, of one shard or of all, with the logs they have: what was
+    /// acknowledged and is not in them may be lost. `by` is who decided that. Returns the shards.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] when nothing is in doubt.
+    pub async fn trust_log(&mut self, shard: Option<ShardId>, by: &str) -> Result<Vec<ShardId>, AdminError> {
+        let request = rpc::TrustLogRequest { shard: shard.map(|shard| shard.0.into()), by: by.to_owned() };
+        let reply = self.client.trust_log(request).await.map_err(|status| self.refused(&status))?;
+        Ok(reply.into_inner().shards.into_iter().map(|shard| ShardId(shard as u16)).collect())
     }
 
     async fn adopt(&mut self, request: rpc::AdoptRequest) -> Result<(), AdminError> {
@@ -463,7 +475,7 @@ impl Node {
         let NodeConfig { host, announced_port, .. } = self.config().clone();
         let server_id = identity.server_id.map_or(0, |id| id.0);
         let shards = self.shards().borrow().clone();
-        let replicas = shards.values().map(|shard| {
+        let open = shards.values().map(|shard| {
             let status = shard.status();
             ReplicaStatus {
                 shard: shard.id().0,
@@ -477,6 +489,17 @@ impl Node {
                 failed: shard.wrong().or_else(|| status.failed.clone()),
             }
         });
+        let doubtful = self.doubtful().into_iter().map(|doubtful| ReplicaStatus {
+            shard: doubtful.shard.0,
+            replica: doubtful.replica.0,
+            server: server_id,
+            role: "distrusted".to_owned(),
+            term: 0,
+            last: 0,
+            committed: 0,
+            applied: 0,
+            failed: Some(doubtful.why),
+        });
         Description {
             server_hex: identity.server_hex,
             cluster_id: identity.cluster_id,
@@ -485,7 +508,7 @@ impl Node {
             base_port: announced_port,
             peer: self.config().peer_addr(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            replicas: replicas.collect(),
+            replicas: open.chain(doubtful).collect(),
         }
     }
 
@@ -521,6 +544,8 @@ impl Node {
         match call {
             Call::Adopt(request) => self.answer_adopt(request).await.map(Answer::Adopt),
             Call::Announce(request) => self.answer_announce(&request).map(Answer::Announce),
+            Call::Replace(request) => self.answer_replace(request).await.map(Answer::Replace),
+            Call::Joined(request) => self.answer_joined(request).await.map(Answer::Joined),
         }
     }
 
@@ -627,6 +652,33 @@ impl Admin for AdminService {
         let transferred = shard.group().transfer_leader(request.to_replica).await;
         transferred.map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(rpc::TransferReply {}))
+    }
+
+    async fn replace(
+        &self,
+        request: Request<rpc::ReplaceRequest>,
+    ) -> Result<Response<rpc::ReplaceReply>, Status> {
+        let reply = self.node.answer_replace(request.into_inner()).await;
+        Ok(Response::new(reply.map_err(Status::failed_precondition)?))
+    }
+
+    async fn joined(
+        &self,
+        request: Request<rpc::JoinedRequest>,
+    ) -> Result<Response<rpc::JoinedReply>, Status> {
+        let reply = self.node.answer_joined(request.into_inner()).await;
+        Ok(Response::new(reply.map_err(Status::failed_precondition)?))
+    }
+
+    async fn trust_log(
+        &self,
+        request: Request<rpc::TrustLogRequest>,
+    ) -> Result<Response<rpc::TrustLogReply>, Status> {
+        let rpc::TrustLogRequest { shard, by } = request.into_inner();
+        let shard = shard.map(u16::try_from).transpose();
+        let shard = shard.map_err(|_| Status::invalid_argument("there is no such shard"))?.map(ShardId);
+        let trusted = self.node.trust_logs(shard, &by).map_err(Status::failed_precondition)?;
+        Ok(Response::new(rpc::TrustLogReply { shards: trusted.iter().map(|shard| shard.0.into()).collect() }))
     }
 }
 

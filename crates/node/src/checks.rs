@@ -146,7 +146,8 @@ impl Node {
                         reason,
                         "replica is wrong and serves no more"
                     );
-                    shard.condemn(reason);
+                    shard.condemn(reason.clone());
+                    self.request_replacement(&shard, reason);
                     self.spawn(self.clone().take_out(shard));
                     return;
                 }

@@ -20,6 +20,10 @@ pub enum Call {
     Adopt(rpc::AdoptRequest),
     /// Tells who leads, and asks the same.
     Announce(rpc::AnnounceRequest),
+    /// Asks the leader of the meta group for a new replica in the place of one.
+    Replace(rpc::ReplaceRequest),
+    /// Tells the leader of the meta group that a replica has joined.
+    Joined(rpc::JoinedRequest),
 }
 
 /// The answer to the [`Call`] of the same name.
@@ -29,6 +33,10 @@ pub enum Answer {
     Adopt(rpc::AdoptReply),
     /// To [`Call::Announce`].
     Announce(rpc::AnnounceReply),
+    /// To [`Call::Replace`].
+    Replace(rpc::ReplaceReply),
+    /// To [`Call::Joined`].
+    Joined(rpc::JoinedReply),
 }
 
 /// Reaches other servers. Addresses are peer addresses, `host:port`.
@@ -85,6 +93,12 @@ impl Contact for GrpcContact {
                 }
                 Call::Announce(request) => {
                     client.announce(request).await.map(|reply| Answer::Announce(reply.into_inner()))
+                }
+                Call::Replace(request) => {
+                    client.replace(request).await.map(|reply| Answer::Replace(reply.into_inner()))
+                }
+                Call::Joined(request) => {
+                    client.joined(request).await.map(|reply| Answer::Joined(reply.into_inner()))
                 }
             };
             answer.map_err(|status| status.message().to_owned())

@@ -7,13 +7,17 @@ use crate::clock::LogClock;
 use crate::config::{NodeConfig, PEER_PORT_OFFSET};
 use crate::contact::Contact;
 use crate::identity::{Identity, IdentityError, Membership};
+use crate::membership::{Requests, members};
 use crate::meta::{self, CACHED_TOPOLOGY, META_GROUP, MetaReplica};
 use crate::platform::Platform;
 use crate::proposer::Proposer;
 use crate::replica::Replica;
+use crate::running::{Running, RunningError};
 use crate::shard::Shard;
 use crate::views::Views;
-use kvorum_cluster::{Configure, Durability, FEATURE_LEVEL, ReplicaId, ServerId, ShardId, Topology, View};
+use kvorum_cluster::{
+    Configure, Durability, FEATURE_LEVEL, ReplicaId, ServerId, ShardId, Stage, Topology, View,
+};
 use kvorum_raft::wal::{Wal, WalError};
 use kvorum_raft::{
     Environment, Group, GroupId, Host, HostConfig, HostError, Member, SnapshotConfig, SyncMode, Timing,
@@ -52,6 +56,9 @@ pub enum StartError {
     /// The identity is missing its log, damaged or unreadable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// It is not known which logs are to be trusted.
+    #[error(transparent)]
+    Running(#[from] RunningError),
     /// The log cannot be opened.
     #[error(transparent)]
     Wal(#[from] WalError),
@@ -88,9 +95,11 @@ pub(crate) struct Inner {
     identity: Mutex<Identity>,
     platform: Platform,
     wal: Wal,
-    host: Host,
+    pub(crate) host: Host,
+    pub(crate) running: Running,
+    pub(crate) requests: Requests,
     pub(crate) views: Arc<Views>,
-    shards: watch::Sender<BTreeMap<ShardId, Shard>>,
+    pub(crate) shards: watch::Sender<BTreeMap<ShardId, Shard>>,
     meta: Mutex<Option<Group>>,
     pub(crate) checks: Arc<Checks>,
     /// When each other server was last heard, by the environment's clock.
@@ -163,6 +172,7 @@ impl Node {
         let Platform { disk, transport, environment, .. } = &platform;
         let wal_dir = config.dir.join("wal");
         let identity = Identity::load(&**disk, &config.dir, &wal_dir, environment)?;
+        let running = Running::load(Arc::clone(disk), &config.dir, &platform.boot_id)?;
         let (wal, recovery) = Wal::open_in(environment, Arc::clone(disk), wal_dir, config.wal.clone())?;
         info!(?recovery, "log opened");
         let timing = Timing {
@@ -184,6 +194,8 @@ impl Node {
             platform,
             wal,
             host,
+            running,
+            requests: Requests::default(),
             views: Views::new(),
             shards: watch::Sender::new(BTreeMap::new()),
             meta: Mutex::new(None),
@@ -319,7 +331,16 @@ impl Node {
             task.abort();
         }
         self.0.host.shutdown().await;
+        // What is synced late, too: a log without an end is worth a note that it has none only if that is true.
+        let settled = self.0.host.settle(GroupId(META_GROUP)).await;
         self.0.wal.close();
+        let noted = match settled {
+            Ok(()) => self.0.running.stopped().map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = noted {
+            warn!(error, "not stopped cleanly");
+        }
         info!("stopped");
     }
 
@@ -336,6 +357,16 @@ impl Node {
     /// The environment's clock.
     pub(crate) fn now(&self) -> Duration {
         self.environment().now()
+    }
+
+    /// Wall time, milliseconds since the Unix epoch.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        self.0.platform.time.wall_ms()
+    }
+
+    /// This server's member of the meta group, once it belongs to a cluster.
+    pub(crate) fn meta_group(&self) -> Option<Group> {
+        self.0.meta.lock().clone()
     }
 
     /// The way to other servers beside Raft's.
@@ -402,7 +433,7 @@ impl Node {
         let founder = members.keys().next() == Some(&me.0);
         self.spawn(found(group.clone(), members, founder));
         self.spawn(self.clone().drive_meta(group, membership));
-        self.spawn(self.clone().follow_topology(me));
+        self.follow_members(me);
         self.spawn(self.clone().announce(me));
         Ok(())
     }
@@ -445,31 +476,8 @@ impl Node {
         self.0.heard.lock().insert(server, self.now());
     }
 
-    /// Opens a replica for every shard that the topology puts on this server.
-    async fn follow_topology(self, me: ServerId) {
-        let mut views = self.views();
-        loop {
-            let view = views.borrow_and_update().clone();
-            if let Some(view) = view {
-                for shard in &view.topology.shards {
-                    let Some(replica) = shard.replicas.iter().find(|replica| replica.server == me) else {
-                        continue;
-                    };
-                    if self.shard(shard.id).is_some() {
-                        continue;
-                    }
-                    if let Err(error) = self.open_replica(&view.topology, shard, replica.id).await {
-                        error!(shard = shard.id.0, %error, "cannot open a replica");
-                    }
-                }
-            }
-            if views.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    async fn open_replica(
+    /// Opens a replica whose log is its own, or empty.
+    pub(crate) async fn open_replica(
         &self,
         topology: &Arc<Topology>,
         shard: &kvorum_cluster::Shard,
@@ -487,17 +495,11 @@ impl Node {
             inner.platform.observer.clone(),
         );
         let group = inner.host.open(GroupId(shard.group), me.0, Arc::clone(&replica) as _).await?;
-        let members = shard
-            .replicas
-            .iter()
-            .filter_map(|replica| {
-                let server = topology.servers.get(&replica.server)?;
-                let addr = server.peer_addr();
-                Some((replica.id.0, Member { server: server.id.0, addr }))
-            })
-            .collect();
-        let founder = shard.replicas.first().is_some_and(|first| first.id == me);
-        self.spawn(found(group.clone(), members, founder));
+        // A group is founded by those who were there from the beginning. A shard in which one was replaced has been founded.
+        if shard.replicas.iter().all(|replica| replica.stage == Stage::Founder) {
+            let founder = shard.replicas.first().is_some_and(|first| first.id == me);
+            self.spawn(found(group.clone(), members(topology, shard), founder));
+        }
         let (_, configuration) = watch::channel(Some(Configure::of(topology, shard)));
         let proposer = Proposer {
             group: group.clone(),
@@ -517,7 +519,7 @@ impl Node {
             inner.config.read_mode,
             (inner.config.write_timeout, inner.config.stale_bound),
         );
-        self.spawn(follow_leader(handle.clone(), Arc::clone(&inner.views)));
+        self.spawn(self.clone().follow_leader(handle.clone()));
         inner.shards.send_modify(|shards| {
             shards.insert(shard.id, handle);
         });
@@ -528,6 +530,42 @@ impl Node {
     /// The shards this server leads and serves.
     pub(crate) fn led(&self) -> Vec<Shard> {
         self.0.shards.borrow().values().filter(|shard| shard.serves()).cloned().collect()
+    }
+
+    /// Keeps the view informed about who leads a shard that has a replica here.
+    async fn follow_leader(self, shard: Shard) {
+        let views = &self.0.views;
+        let mut statuses = shard.group().status();
+        loop {
+            let status = statuses.borrow_and_update().clone();
+            let me = shard.replica();
+            if let Some(reason) = &status.failed {
+                // The others elect a leader without it; their announcements tell who. One that was closed is no matter.
+                let here = self.shard(shard.id()).is_some_and(|here| here.replica() == me);
+                if here {
+                    error!(shard = shard.id().0, replica = me.0, reason, "replica stopped for good");
+                }
+                return;
+            }
+            match status.leader {
+                // A leader is announced only once it can serve.
+                Some(leader) if leader == me.0 => {
+                    if shard.serves() {
+                        views.learn_leader(shard.id(), status.term, me);
+                    } else {
+                        views.learn_vacancy(shard.id(), status.term);
+                        // The configuration is no change of Raft's status: look again soon.
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                        continue;
+                    }
+                }
+                Some(leader) => views.learn_leader(shard.id(), status.term, ReplicaId(leader)),
+                None => views.learn_vacancy(shard.id(), status.term),
+            }
+            if statuses.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Tells every other server, again and again, which shards this one leads.
@@ -581,37 +619,5 @@ async fn found(group: Group, members: BTreeMap<u64, Member>, founder: bool) {
             Err(error) => warn!(%error, "cannot found a group yet"),
         }
         tokio::time::sleep(ANNOUNCE_INTERVAL).await;
-    }
-}
-
-/// Keeps the view informed about who leads a shard that has a replica here.
-async fn follow_leader(shard: Shard, views: Arc<Views>) {
-    let mut statuses = shard.group().status();
-    loop {
-        let status = statuses.borrow_and_update().clone();
-        let me = shard.replica();
-        if let Some(reason) = &status.failed {
-            // The others elect a leader without it; their announcements tell who.
-            error!(shard = shard.id().0, replica = me.0, reason, "replica stopped for good");
-            return;
-        }
-        match status.leader {
-            // A leader is announced only once it can serve.
-            Some(leader) if leader == me.0 => {
-                if shard.serves() {
-                    views.learn_leader(shard.id(), status.term, me);
-                } else {
-                    views.learn_vacancy(shard.id(), status.term);
-                    // The configuration is no change of Raft's status: look again soon.
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                    continue;
-                }
-            }
-            Some(leader) => views.learn_leader(shard.id(), status.term, ReplicaId(leader)),
-            None => views.learn_vacancy(shard.id(), status.term),
-        }
-        if statuses.changed().await.is_err() {
-            return;
-        }
     }
 }

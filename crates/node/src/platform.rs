@@ -28,6 +28,9 @@ pub struct Platform {
     pub observer: Option<Arc<dyn Observer>>,
     /// Wall time, and the same monotonic time once more, for the log's clock.
     pub time: Arc<dyn TimeSource>,
+    /// Another one after each start of the machine; empty when it is not known. What was written and not synced under
+    /// another is in doubt.
+    pub boot_id: String,
 }
 
 /// Watches the replicas of a server, so that a simulation can hold what they do against the invariants.
@@ -66,6 +69,14 @@ impl Platform {
             environment: Environment::real(),
             observer: None,
             time: Arc::new(SystemTimeSource),
+            boot_id: boot_id(),
         })
     }
+}
+
+/// The kernel's boot id. The variable is for tests, which cannot start the machine again.
+fn boot_id() -> String {
+    let read = std::env::var("KVORUM_BOOT_ID")
+        .or_else(|_| std::fs::read_to_string("/proc/sys/kernel/random/boot_id"));
+    read.map(|id| id.trim().to_owned()).unwrap_or_default()
 }

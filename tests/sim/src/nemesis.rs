@@ -149,6 +149,7 @@ impl Nemesis {
         let Some(machine) = self.machines.get_mut(&server) else { return };
         machine.kill(&self.network, &self.directory);
         machine.disk = machine.disk.power_cut(fate);
+        machine.boots += 1;
         self.resume(server);
     }
 

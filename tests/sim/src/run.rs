@@ -78,6 +78,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
                 clock: Arc::new(MachineClock::new(origin, booted, drift_ppm)),
                 process: None,
                 starts: 0,
+                boots: 1,
                 suspended: false,
             };
             (id, machine)

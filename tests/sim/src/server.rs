@@ -26,6 +26,8 @@ pub(crate) struct Machine {
     pub(crate) process: Option<Process>,
     /// Processes started so far.
     pub(crate) starts: u64,
+    /// Times the machine itself was started.
+    pub(crate) boots: u64,
     /// Client calls wait while it is suspended.
     pub(crate) suspended: bool,
 }
@@ -112,6 +114,7 @@ impl Machine {
             environment: environment.clone(),
             observer: Some(Arc::clone(judge) as Arc<dyn Observer>),
             time: self.clock.clone() as Arc<dyn TimeSource>,
+            boot_id: format!("{}-{}", self.id, self.boots),
         };
         let starting = environment.spawn(Node::start_with(config(self.id), platform));
         let node = match starting.await {

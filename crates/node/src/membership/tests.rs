@@ -1,0 +1,602 @@
+//! Three whole servers in this process on paused time, whose machines lose power.
+
+use crate::{
+    Answer, Batch, Call, Contact, Node, NodeConfig, Platform, ReplySink, Role, Shard, TimeSource, WalConfig,
+};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kvorum_cluster::{Create, Durability, MetaCommand, Mode, NewServer, ReplicaId, ServerId, ShardId, Stage};
+use kvorum_keyspace::{Sink, Slot, lookup};
+use kvorum_proto::admin as rpc;
+use kvorum_raft::disk::MemoryDisk;
+use kvorum_raft::meta_store::MemoryMetaStore;
+use kvorum_raft::{Environment, LocalNetwork, TokioClock};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+const SHARD: ShardId = ShardId(0);
+
+/// Everything here happens within this (simulated) time, or not at all.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Wall time and monotonic time are the runtime's.
+struct Time(Instant);
+
+impl TimeSource for Time {
+    fn monotonic_us(&self) -> u64 {
+        self.0.elapsed().as_micros() as u64
+    }
+    fn wall_ms(&self) -> u64 {
+        1_790_000_000_000 + self.0.elapsed().as_millis() as u64
+    }
+}
+
+type Nodes = Arc<Mutex<BTreeMap<u64, (Node, Environment)>>>;
+
+struct LocalContact {
+    from: u64,
+    network: LocalNetwork,
+    nodes: Nodes,
+}
+
+impl Contact for LocalContact {
+    fn call(
+        &self,
+        to: ServerId,
+        _: &str,
+        call: Call,
+        patience: Duration,
+    ) -> BoxFuture<'static, Result<Answer, String>> {
+        let (from, network, nodes) = (self.from, self.network.clone(), Arc::clone(&self.nodes));
+        let exchange = async move {
+            network.travel(from, to.0).await.map_err(|error| error.to_string())?;
+            let (node, environment) = nodes.lock().get(&to.0).cloned().ok_or("nobody listens")?;
+            let answer = environment.spawn(async move { node.answer(call).await });
+            let answer = answer.await.map_err(|_| "the process has ended")??;
+            network.travel(to.0, from).await.map_err(|error| error.to_string())?;
+            Ok(answer)
+        };
+        timeout(patience, exchange).map(|answer| answer.unwrap_or_else(|_| Err("no answer".into()))).boxed()
+    }
+}
+
+struct Machine {
+    disk: MemoryDisk,
+    store: Arc<MemoryMetaStore>,
+    boots: u32,
+    starts: u64,
+}
+
+struct Town {
+    network: LocalNetwork,
+    nodes: Nodes,
+    machines: BTreeMap<u64, Machine>,
+    origin: Instant,
+}
+
+impl Town {
+    /// Three servers and one shard with a replica on each.
+    async fn new(durability: Durability) -> Town {
+        let machines = (1..=3).map(|id| {
+            let disk = MemoryDisk::default();
+            (id, Machine { disk, store: Arc::default(), boots: 1, starts: 0 })
+        });
+        let mut town = Town {
+            network: LocalNetwork::new(),
+            nodes: Nodes::default(),
+            machines: machines.collect(),
+            origin: Instant::now(),
+        };
+        for server in 1..=3 {
+            town.start(server).await;
+        }
+        let servers =
+            (1..=3).map(|id| NewServer { id: ServerId(id), host: host(id), base_port: 7000, peer: None });
+        let create = MetaCommand::Create(Create {
+            cluster_id: "test".to_owned(),
+            mode: Mode::Standalone,
+            durability,
+            databases: 1,
+            shards: 1,
+            replicas: 3,
+            hash_seed: [7; 16],
+            id_seed: 1,
+            servers: servers.collect(),
+        });
+        let members =
+            (1..=3).map(|id| rpc::MetaMember { replica: id, server: id, addr: format!("{}:7098", host(id)) });
+        let members: Vec<_> = members.collect();
+        for server in 1..=3 {
+            let request = rpc::AdoptRequest {
+                cluster_id: "test".to_owned(),
+                server_id: server,
+                meta_members: members.clone(),
+                create: serde_json::to_vec(&create).unwrap().into(),
+            };
+            let (node, environment) = town.process(server);
+            environment.spawn(async move { node.answer(Call::Adopt(request)).await }).await.unwrap().unwrap();
+        }
+        town.leader(&[1, 2, 3]).await;
+        town
+    }
+
+    async fn start(&mut self, server: u64) {
+        let machine = self.machines.get_mut(&server).unwrap();
+        machine.starts += 1;
+        let environment = Environment::simulated(Arc::new(TokioClock::new()), server << 32 | machine.starts);
+        let platform = Platform {
+            disk: Arc::new(machine.disk.clone()),
+            store: machine.store.clone(),
+            transport: Arc::new(self.network.transport(server)),
+            contact: Arc::new(LocalContact {
+                from: server,
+                network: self.network.clone(),
+                nodes: Arc::clone(&self.nodes),
+            }),
+            environment: environment.clone(),
+            observer: None,
+            time: Arc::new(Time(self.origin)),
+            boot_id: format!("boot-{server}-{}", machine.boots),
+        };
+        let mut config = NodeConfig::new(PathBuf::from("/data"), &host(server), 7000);
+        config.wal = WalConfig { segment_bytes: 64 << 10, reserve_bytes: 0, ..WalConfig::default() };
+        config.write_timeout = Duration::from_secs(2);
+        let node = environment.spawn(Node::start_with(config, platform)).await.unwrap().unwrap();
+        self.nodes.lock().insert(server, (node, environment));
+    }
+
+    fn process(&self, server: u64) -> (Node, Environment) {
+        self.nodes.lock()[&server].clone()
+    }
+
+    fn node(&self, server: u64) -> Node {
+        self.process(server).0
+    }
+
+    fn stop_process(&mut self, server: u64) {
+        if let Some((_, environment)) = self.nodes.lock().remove(&server) {
+            environment.kill();
+        }
+        self.network.disconnect(server);
+    }
+
+    fn kill(&mut self, server: u64) {
+        self.stop_process(server);
+        let machine = self.machines.get_mut(&server).unwrap();
+        machine.disk = machine.disk.kill();
+    }
+
+    /// Everything that was not synced is gone.
+    fn lose_power(&mut self, server: u64) {
+        self.stop_process(server);
+        let machine = self.machines.get_mut(&server).unwrap();
+        machine.disk = machine.disk.power_cut(0);
+        machine.boots += 1;
+    }
+
+    /// Cuts a server off, also from those that do not run yet.
+    fn isolate(&self, server: u64) {
+        (1..=3).filter(|other| *other != server).for_each(|other| self.network.cut(server, other));
+    }
+
+    fn shard(&self, server: u64) -> Option<Shard> {
+        self.nodes.lock().get(&server).and_then(|(node, _)| node.shard(SHARD))
+    }
+
+    fn replica(&self, server: u64) -> Option<u64> {
+        self.shard(server).map(|shard| shard.replica().0)
+    }
+
+    async fn leader(&self, among: &[u64]) -> u64 {
+        eventually("a leader", || {
+            among
+                .iter()
+                .copied()
+                .find(|&server| self.shard(server).is_some_and(|shard| shard.serves() && shard.holds_lease()))
+        })
+        .await
+    }
+
+    /// Writes a key; `true` when it was acknowledged.
+    async fn set(&self, key: usize) -> bool {
+        let serving = (1..=3).filter_map(|server| self.shard(server)).find(Shard::serves);
+        let Some(shard) = serving else { return false };
+        let submitted = shard.submit(batch(&format!("SET key:{key} value:{key}")), Box::new(Text::default()));
+        timeout(Duration::from_secs(3), submitted).await.is_ok_and(|outcome| outcome.is_ok())
+    }
+
+    /// Writes until it is acknowledged.
+    async fn must_set(&self, key: usize) {
+        let end = Instant::now() + PATIENCE;
+        while !self.set(key).await {
+            assert!(Instant::now() < end, "key {key} cannot be written");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn get(&self, key: usize) -> String {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            for server in 1..=3 {
+                let Some(shard) = self.shard(server) else { continue };
+                let mut out = Text::default();
+                let batch = batch(&format!("GET key:{key}"));
+                let read = shard.read(&batch, &mut out);
+                if timeout(Duration::from_secs(2), read).await.is_ok_and(|outcome| outcome.is_ok()) {
+                    return out.0;
+                }
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        panic!("key {key} cannot be read");
+    }
+
+    async fn all_are_there(&self, keys: impl IntoIterator<Item = usize>) {
+        for key in keys {
+            assert_eq!(self.get(key).await, format!("value:{key}"), "an acknowledged write is lost");
+        }
+    }
+
+    /// The replicas of the shard in the newest topology, with the server and the stage of each.
+    fn placed(&self) -> BTreeMap<u64, (u64, Stage)> {
+        let nodes = self.nodes.lock();
+        let views = nodes.values().filter_map(|(node, _)| node.view());
+        let view = views.max_by_key(|view| view.topology.version).unwrap();
+        let replicas = &view.topology.shard(SHARD).unwrap().replicas;
+        replicas.iter().map(|replica| (replica.id.0, (replica.server.0, replica.stage))).collect()
+    }
+
+    /// Waits until the replica of a server has an id above `above`, votes, has joined and is equal to the others; returns its id.
+    async fn replaced(&self, server: u64, above: u64) -> u64 {
+        let replica = eventually("a new replica that has joined", || {
+            let replica = self.replica(server)?;
+            let joined = self.placed().get(&replica) == Some(&(server, Stage::Member));
+            (replica > above && joined).then_some(replica)
+        })
+        .await;
+        eventually("a voter", || {
+            let status = self.shard(server)?.status();
+            (matches!(status.role, Role::Follower | Role::Leader) && status.voters.contains(&replica))
+                .then_some(())
+        })
+        .await;
+        let equal = || {
+            let shards: Option<Vec<Shard>> = (1..=3).map(|server| self.shard(server)).collect();
+            let states: BTreeSet<_> = shards?
+                .iter()
+                .map(|shard| {
+                    (shard.status().applied, shard.with_keyspace(kvorum_keyspace::Keyspace::checksum))
+                })
+                .collect();
+            (states.len() == 1).then_some(())
+        };
+        eventually("equal replicas", equal).await;
+        assert_eq!(self.placed().len(), 3);
+        replica
+    }
+}
+
+fn host(server: u64) -> String {
+    format!("10.0.0.{server}")
+}
+
+async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn batch(line: &str) -> Batch {
+    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+    let mut batch = Batch::new();
+    batch.push(lookup(words[0]).unwrap(), 0, words.into_iter());
+    batch
+}
+
+#[derive(Default)]
+struct Text(String);
+
+impl Sink for Text {
+    fn simple(&mut self, text: &str) {
+        self.0.push_str(text);
+    }
+    fn error(&mut self, text: &str) {
+        self.0.push_str(text);
+    }
+    fn int(&mut self, value: i64) {
+        self.0.push_str(&value.to_string());
+    }
+    fn bulk(&mut self, bytes: &[u8]) {
+        self.0.push_str(&String::from_utf8_lossy(bytes));
+    }
+    fn null(&mut self) {}
+    fn null_array(&mut self) {}
+    fn array(&mut self, _: usize) {}
+    fn map(&mut self, _: usize) {}
+    fn set(&mut self, _: usize) {}
+    fn double(&mut self, _: f64) {}
+    fn boolean(&mut self, _: bool) {}
+    fn verbatim(&mut self, _: &str, _: &[u8]) {}
+}
+
+impl ReplySink for Text {
+    fn not_served(&mut self, _: Slot) {}
+    fn mark(&self) -> usize {
+        self.0.len()
+    }
+    fn rewind(&mut self, mark: usize) {
+        self.0.truncate(mark);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lost_power_comes_back_under_a_new_id() {
+    for leader_loses in [false, true] {
+        let mut town = Town::new(Durability::QuorumMemory).await;
+        let leader = town.leader(&[1, 2, 3]).await;
+        let lost = if leader_loses { leader } else { leader % 3 + 1 };
+        for key in 0..50 {
+            town.must_set(key).await;
+        }
+        let old = town.replica(lost).unwrap();
+        town.lose_power(lost);
+        for key in 50..60 {
+            town.must_set(key).await;
+        }
+        town.start(lost).await;
+        // Until a membership in the log says that it votes, it is a learner that has voted for nobody.
+        let mut seen = BTreeSet::new();
+        let end = Instant::now() + PATIENCE;
+        while town.placed().values().any(|(_, stage)| *stage != Stage::Founder)
+            || town.replica(lost).is_none()
+        {
+            if let Some(shard) = town.shard(lost) {
+                let status = shard.status();
+                assert!(shard.replica().0 > old, "the log that is in doubt was opened");
+                seen.insert(shard.replica().0);
+                if !status.voters.contains(&shard.replica().0) {
+                    assert_eq!(status.role, Role::Learner);
+                    assert!(!shard.serves());
+                } else if town
+                    .placed()
+                    .get(&shard.replica().0)
+                    .is_some_and(|(_, stage)| *stage == Stage::Member)
+                {
+                    break;
+                }
+            }
+            assert!(Instant::now() < end, "not replaced");
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(seen, BTreeSet::from([4]));
+        assert_eq!(town.replaced(lost, 3).await, 4);
+        town.all_are_there(0..60).await;
+        // It counts: the shard goes on with it and one other.
+        let other = (1..=3).find(|server| *server != lost).unwrap();
+        town.kill(other);
+        town.must_set(60).await;
+        town.all_are_there(0..61).await;
+    }
+}
+
+/// The write is on two of three, one of which forgets it; the one that never had it must not make a majority with that one.
+#[tokio::test(start_paused = true)]
+async fn who_lost_its_log_does_not_help_to_elect_who_never_had_it() {
+    let mut town = Town::new(Durability::QuorumMemory).await;
+    let leader = town.leader(&[1, 2, 3]).await;
+    let (lost, behind) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    town.must_set(0).await;
+    sleep(Duration::from_secs(3)).await;
+    town.isolate(behind);
+    for key in 1..20 {
+        town.must_set(key).await;
+    }
+    town.lose_power(lost);
+    town.network.heal();
+    town.isolate(leader);
+    town.start(lost).await;
+    let end = Instant::now() + Duration::from_secs(15);
+    while Instant::now() < end {
+        for server in [lost, behind] {
+            assert!(
+                !town.shard(server).is_some_and(|shard| shard.serves()),
+                "server {server} leads without the writes"
+            );
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    let doubtful = town.node(lost).doubtful();
+    assert_eq!(
+        (doubtful.len(), doubtful[0].replica.0),
+        (1, town.placed().iter().find(|(_, at)| at.0 == lost).map(|(id, _)| *id).unwrap())
+    );
+    assert!(doubtful[0].why.contains("not replaced yet"), "{doubtful:?}");
+    town.network.heal();
+    town.replaced(lost, 3).await;
+    town.all_are_there(0..20).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_majority_that_lost_power_waits_for_an_operator() {
+    let mut town = Town::new(Durability::QuorumMemory).await;
+    for key in 0..20 {
+        town.must_set(key).await;
+    }
+    // Long enough for the log to be synced: what follows is what may be lost.
+    sleep(Duration::from_secs(3)).await;
+    let leader = town.leader(&[1, 2, 3]).await;
+    let second = leader % 3 + 1;
+    let before: Vec<_> = town.placed().into_keys().collect();
+    town.lose_power(leader);
+    town.lose_power(second);
+    town.start(leader).await;
+    town.start(second).await;
+    let end = Instant::now() + Duration::from_secs(15);
+    while Instant::now() < end {
+        assert!((1..=3).all(|server| !town.shard(server).is_some_and(|shard| shard.serves())));
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(
+        town.placed().into_keys().collect::<Vec<_>>(),
+        before,
+        "a log was given up that may be the best there is"
+    );
+    for server in [leader, second] {
+        let described = town.node(server).describe();
+        let [replica] = &described.replicas[..] else { panic!("{described:?}") };
+        assert_eq!(replica.role, "distrusted");
+        assert!(replica.failed.as_ref().unwrap().contains("no leader"), "{replica:?}");
+    }
+    // A restart changes nothing about it.
+    town.kill(leader);
+    town.start(leader).await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(town.node(leader).doubtful().len(), 1);
+    assert!(town.node(leader).trust_logs(Some(ShardId(9)), "ann").is_err());
+
+    let (node, environment) = town.process(leader);
+    let trusted = environment.spawn(async move { node.trust_logs(Some(SHARD), "ann") }).await.unwrap();
+    assert_eq!(trusted, Ok(vec![SHARD]));
+    // It is the one it was, and together with the one that kept its power it is a majority. The other gets a new id then.
+    town.replaced(second, 3).await;
+    assert!(before.contains(&town.replica(leader).unwrap()));
+    town.all_are_there(0..20).await;
+    assert!(town.node(leader).trust_logs(None, "ann").is_err(), "nothing is in doubt any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_killed_or_stopped_loses_nothing_and_keeps_its_id() {
+    for stopped in [false, true] {
+        let mut town = Town::new(Durability::QuorumMemory).await;
+        for key in 0..30 {
+            town.must_set(key).await;
+        }
+        let before = town.placed();
+        for server in 1..=3 {
+            if stopped {
+                let (node, environment) = town.process(server);
+                environment.spawn(async move { node.shutdown().await }).await.unwrap();
+                town.lose_power(server);
+            } else {
+                town.kill(server);
+            }
+        }
+        for server in 1..=3 {
+            town.start(server).await;
+        }
+        town.all_are_there(0..30).await;
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(town.placed(), before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_synced_logs_nobody_is_replaced() {
+    let mut town = Town::new(Durability::QuorumFsync).await;
+    for key in 0..30 {
+        town.must_set(key).await;
+    }
+    let before = town.placed();
+    for server in 1..=3 {
+        town.lose_power(server);
+    }
+    for server in 1..=3 {
+        town.start(server).await;
+    }
+    town.all_are_there(0..30).await;
+    assert_eq!(town.placed(), before);
+}
+
+/// Power fails again at any moment of the replacement, and the process is killed at any moment of it.
+#[tokio::test(start_paused = true)]
+async fn a_replacement_that_is_interrupted_goes_on() {
+    for power in [true, false] {
+        let mut town = Town::new(Durability::QuorumMemory).await;
+        let lost = town.leader(&[1, 2, 3]).await % 3 + 1;
+        let mut key = 0;
+        let mut last = 3;
+        for pause_ms in
+            [1, 20, 100, 300, 900, 1010, 1020, 1040, 1060, 1080, 1100, 1150, 1200, 1300, 1500, 1700, 2000]
+        {
+            for _ in 0..5 {
+                town.must_set(key).await;
+                key += 1;
+            }
+            town.lose_power(lost);
+            town.start(lost).await;
+            sleep(Duration::from_millis(pause_ms)).await;
+            if let Some(replica) = town.replica(lost) {
+                assert!(replica >= last, "replica {replica} came back after {last}");
+                last = replica;
+            }
+            if power {
+                town.lose_power(lost);
+            } else {
+                town.kill(lost);
+            }
+            town.start(lost).await;
+        }
+        town.replaced(lost, 3).await;
+        town.all_are_there(0..key).await;
+    }
+}
+
+/// A server that cannot reach the others after a loss of power does not forget that its log is in doubt.
+#[tokio::test(start_paused = true)]
+async fn a_doubt_outlives_restarts_until_somebody_can_be_asked() {
+    let mut town = Town::new(Durability::QuorumMemory).await;
+    let lost = town.leader(&[1, 2, 3]).await % 3 + 1;
+    town.must_set(0).await;
+    town.lose_power(lost);
+    town.isolate(lost);
+    for _ in 0..3 {
+        town.start(lost).await;
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(town.replica(lost), None);
+        assert_eq!(town.node(lost).doubtful().len(), 1);
+        town.kill(lost);
+    }
+    town.start(lost).await;
+    town.network.heal();
+    town.replaced(lost, 3).await;
+    town.all_are_there([0]).await;
+}
+
+/// The last replica that is asked to leave while others have not joined yet has to wait.
+#[tokio::test(start_paused = true)]
+async fn no_more_than_a_minority_is_replaced_at_a_time() {
+    let town = Town::new(Durability::QuorumMemory).await;
+    let leader = town.leader(&[1, 2, 3]).await;
+    let (one, two) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    for key in 0..10 {
+        town.must_set(key).await;
+    }
+    for server in [one, two] {
+        let (node, environment) = town.process(server);
+        let shard = town.shard(server).unwrap();
+        environment
+            .spawn(async move { node.request_replacement(&shard, "a test wants it".into()) })
+            .await
+            .unwrap();
+    }
+    let mut most = 0;
+    let end = Instant::now() + PATIENCE;
+    while town.placed().values().filter(|(_, stage)| *stage == Stage::Member).count() < 2 {
+        most = most.max(town.placed().values().filter(|(_, stage)| *stage == Stage::Joining).count());
+        assert!(Instant::now() < end, "{:?}", town.placed());
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(most, 1);
+    assert_eq!(town.placed().into_keys().filter(|id| *id > 3).count(), 2);
+    town.all_are_there(0..10).await;
+    assert_ne!(ReplicaId(town.replica(one).unwrap()), ReplicaId(town.replica(two).unwrap()));
+}
