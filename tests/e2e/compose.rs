@@ -67,7 +67,14 @@ async fn up_serve_survive_down() -> Result<()> {
     map.ready().await?;
     let read = map.client().call(&["GET", "kept"]).await.expect_ok();
     ensure!(read.text().as_deref() == Some("through down and up"), "{read}");
-    redis_py()
+
+    let volumes = || succeed(Command::new("docker").args(["volume", "ls", "--quiet"]));
+    let (project, before) = (compose.project().to_owned(), volumes()?);
+    ensure!(before.matches(&project).count() == 3, "three servers have other volumes than three: {before}");
+    drop(compose);
+    let left = volumes()?;
+    ensure!(!left.contains(&project), "left behind: {left}");
+    Ok(())
 }
 
 /// No shell, no root, little of anything.

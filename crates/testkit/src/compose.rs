@@ -71,6 +71,11 @@ impl Compose {
         succeed(&mut command)
     }
 
+    /// The name that everything of this cluster starts with.
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
     /// The container of a service.
     ///
     /// # Errors
