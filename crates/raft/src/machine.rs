@@ -193,6 +193,8 @@ impl RaftStateMachine<Types> for Applier {
             store.adopt(&file)
         });
         installing.await?;
+        let index = meta.last_log_id.as_ref().map(|id| id.index);
+        tracing::info!(group = self.store.group(), index, "took over the state of a leader's snapshot");
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         Ok(())

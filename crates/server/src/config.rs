@@ -92,6 +92,11 @@ settings! {
     /// How old the data may be that a follower answers with after READONLY, in milliseconds, before it answers
     /// MASTERDOWN [default: 10000]
     stale_read_limit_ms: u64 = 10_000,
+    /// Bytes of a shard's log after which its state is written to disk and the log before it can go; more when the state
+    /// is large [default: 67108864]
+    snapshot_log_bytes: u64 = 64 << 20,
+    /// Bytes of a snapshot written to disk in a second, so that others get at it; 0 for no limit [default: 67108864]
+    snapshot_bytes_per_second: u64 = 64 << 20,
     /// Most client connections of one port at a time [default: 10000]
     maxclients: u32 = 10_000,
     /// Close a client connection that was idle for this many seconds; 0 for never [default: 0]
@@ -276,6 +281,10 @@ impl Config {
                 self.stale_read_limit_ms, self.election_timeout_max_ms
             );
             return refuse("stale-read-limit-ms", why);
+        }
+        if !(1 << 20..=1 << 40).contains(&self.snapshot_log_bytes) {
+            let why = format!("{} is not in {}..={}", self.snapshot_log_bytes, 1 << 20, 1u64 << 40);
+            return refuse("snapshot-log-bytes", why);
         }
         if self.maxclients == 0 {
             return refuse("maxclients", "must be at least 1".to_owned());

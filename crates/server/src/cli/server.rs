@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use kvorum::{ServeConfig, ServeError};
-use kvorum_node::{Node, NodeConfig, Timing};
+use kvorum_node::{Node, NodeConfig, SnapshotConfig, Timing};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -153,6 +153,11 @@ fn node_config(config: &Config) -> NodeConfig {
         raft_threads: raft_threads(config),
         announced_port: config.announced_port(),
         peer_host: config.peer_host().to_owned(),
+        snapshots: SnapshotConfig {
+            log_bytes: config.snapshot_log_bytes,
+            bytes_per_second: config.snapshot_bytes_per_second,
+            ..SnapshotConfig::default()
+        },
         peer_addresses: config.peer_addresses.0.clone(),
         ..NodeConfig::new(config.dir.clone(), &config.announce_host, config.base_port)
     }
