@@ -446,10 +446,9 @@ impl Group {
     pub async fn shutdown(&self) {
         self.shared.inbound.remove(self.shared.id.0, self.shared.me);
         self.shared.snapshots.remove(self.shared.id);
-        self.shared.managed.store.close();
         // The result only says whether the task panicked, which is logged there.
         let _ = self.shared.raft.shutdown().await;
-        self.shared.snapshots.settled().await;
+        self.shared.managed.close().await;
         // The last state, with the reason it stopped, has been published; nothing follows it.
         for task in self.shared.tasks.lock().drain(..) {
             task.abort();

@@ -203,7 +203,7 @@ impl Host {
         let snapshots = SnapshotStore::open(disk, snapshot_config, group.0, environment.clone(), reserve);
         let snapshots = Arc::new(snapshots.map_err(|error| refused(error.to_string()))?);
         let started = snapshot::start(&snapshots, &machine, &log).await;
-        let receiver = started.map_err(|error| refused(error.to_string()))?;
+        let receiver = Arc::new(started.map_err(|error| refused(error.to_string()))?);
         let state = log.state();
         let promised = state.vote.is_some() || state.last.is_some();
         let gate = Arc::new(VoteGate::new(environment.clone(), timing.lease(), promised));
@@ -229,13 +229,14 @@ impl Host {
         raft.run();
         // The first report of the running replica; an error means that it has ended, which its status will say.
         let _ = metrics.changed().await;
-        let replica = Replica { raft: raft.clone(), gate: gate.clone(), snapshots: receiver };
+        let replica = Replica { raft: raft.clone(), gate: gate.clone(), snapshots: receiver.clone() };
         inbound.insert(group.0, me, replica);
         let managed = Managed {
             group,
             raft: raft.clone(),
             log: log.clone(),
             store: snapshots,
+            receiver,
             config: snapshot_config.clone(),
         };
         let managed = Arc::new(managed);

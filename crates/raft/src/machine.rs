@@ -21,7 +21,7 @@ use openraft::{
 use parking_lot::Mutex;
 
 use crate::{
-    snapshot::{Header, SnapshotData, SnapshotStore, blocking, restore},
+    snapshot::{Attempt, Header, SnapshotData, SnapshotStore, blocking, restore},
     types::Types,
     wal::Local,
 };
@@ -163,7 +163,7 @@ impl RaftStateMachine<Types> for Applier {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        let at_bytes = self.store.begin_build();
+        let attempt = self.store.begin_build();
         let frozen = self.applied.map(|last| {
             let header = Header {
                 group: self.store.group(),
@@ -171,9 +171,9 @@ impl RaftStateMachine<Types> for Applier {
                 last,
                 membership: self.membership.clone(),
             };
-            (header, self.machine.snapshot(), at_bytes)
+            (header, self.machine.snapshot())
         });
-        SnapshotBuilder { store: self.store.clone(), frozen: Mutex::new(frozen) }
+        SnapshotBuilder { store: self.store.clone(), frozen: Mutex::new(Some((attempt, frozen))) }
     }
 
     /// Nothing has changed unless the snapshot is whole, understood by the machine, and durable.
@@ -216,8 +216,8 @@ pub(crate) struct SnapshotBuilder {
     frozen: Mutex<Option<Frozen>>,
 }
 
-/// What it is of, the state, and the bytes applied up to it.
-type Frozen = (Header, Box<dyn Image>, u64);
+/// The attempt, and unless nothing was applied yet, what it is of and the state.
+type Frozen = (Attempt, Option<(Header, Box<dyn Image>)>);
 
 impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
@@ -225,13 +225,13 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
     /// A snapshot that cannot be written is no reason to stop a replica, which any error would be to openraft. So an
     /// attempt that failed gives a snapshot of nothing, which openraft passes over; the store knows the reason.
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types, SnapshotData>> {
-        let frozen = self.frozen.get_mut().take();
-        let built = match frozen {
-            Some((header, image, at_bytes)) => self.store.build(header, image, at_bytes).await.ok(),
-            None => {
-                self.store.end_build("nothing has been applied yet");
+        let built = match self.frozen.get_mut().take() {
+            Some((attempt, Some((header, image)))) => self.store.build(attempt, header, image).await.ok(),
+            Some((attempt, None)) => {
+                attempt.end(Some("nothing has been applied yet".to_owned()));
                 None
             }
+            None => None,
         };
         let meta = built.as_ref().map(|file| file.header.meta()).unwrap_or_default();
         Ok(SnapshotOf::<Types, SnapshotData> { meta, snapshot: SnapshotData(built) })

@@ -16,7 +16,7 @@ use openraft_rt::AsyncRuntime;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{SnapshotConfig, SnapshotStore};
+use super::{Receiver, SnapshotConfig, SnapshotStore};
 use crate::{
     group::Raft,
     runtime::Runtime,
@@ -64,6 +64,7 @@ pub(crate) struct Managed {
     pub(crate) raft: Raft,
     pub(crate) log: GroupLog,
     pub(crate) store: Arc<SnapshotStore>,
+    pub(crate) receiver: Arc<Receiver>,
     pub(crate) config: SnapshotConfig,
 }
 
@@ -102,13 +103,11 @@ impl Snapshots {
 
     /// No more snapshots; ends when none is being built.
     pub(crate) async fn close(&self) {
-        self.live().iter().for_each(|managed| managed.store.close());
-        self.settled().await;
-    }
-
-    /// Ends when no snapshot is being built. One of a store that was closed ends soon.
-    pub(crate) async fn settled(&self) {
-        let _nothing_is_built = self.building.acquire().await;
+        let live = self.live();
+        live.iter().for_each(|managed| managed.store.close());
+        for managed in live {
+            managed.close().await;
+        }
     }
 
     fn live(&self) -> Vec<Arc<Managed>> {
@@ -132,6 +131,9 @@ impl Snapshots {
 
     async fn turn(&self) -> Result<(), SnapshotError> {
         let groups = self.live();
+        for managed in &groups {
+            managed.receiver.tidy().await;
+        }
         let figures: Vec<Figures> = groups.iter().map(|managed| managed.figures()).collect();
         let Some((which, due)) = most_urgent(&self.config, &figures) else { return Ok(()) };
         let managed = &groups[which];
@@ -211,6 +213,12 @@ fn most_urgent(config: &SnapshotConfig, groups: &[Figures]) -> Option<(usize, Du
 }
 
 impl Managed {
+    /// No more snapshots; ends when none is being built.
+    pub(crate) async fn close(&self) {
+        self.store.close();
+        self.store.quiet().await;
+    }
+
     fn figures(&self) -> Figures {
         Figures {
             log_bytes: self.store.uncovered_bytes(),

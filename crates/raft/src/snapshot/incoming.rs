@@ -62,6 +62,16 @@ impl Receiver {
         self.store.environment()
     }
 
+    /// Removes what was received of a snapshot that is no use any more: the replica has come as far by its log.
+    pub(super) async fn tidy(&self) {
+        let mut state = self.state.lock().await;
+        let applied_next = self.store.applied_next();
+        if let Some(partial) = state.partial.take_if(|partial| partial.last.index < applied_next) {
+            let store = self.store.clone();
+            blocking(self.store.environment(), move || store.remove_partial(&partial)).await;
+        }
+    }
+
     /// Answers a request of a leader. To be awaited to its end.
     pub(crate) async fn answer(&self, raft: &Raft, request: Request) -> peer::SnapshotReply {
         let reply = match request {

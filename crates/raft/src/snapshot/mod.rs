@@ -35,7 +35,7 @@ pub(crate) use format::Header;
 pub(crate) use incoming::Receiver;
 pub(crate) use outgoing::{SendError, send};
 pub(crate) use start::{restore, start};
-pub(crate) use store::{SnapshotData, SnapshotFile, SnapshotStore};
+pub(crate) use store::{Attempt, SnapshotData, SnapshotFile, SnapshotStore};
 
 /// When snapshots are taken, and what is kept of the log behind them.
 #[derive(Clone, Debug, PartialEq, Eq)]

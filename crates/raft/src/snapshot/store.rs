@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     clock::Environment,
     disk::{Disk, DiskFile, disk_full, in_dir},
-    machine::Image,
+    machine::{Image, panic_text},
     types::Types,
 };
 
@@ -127,6 +128,34 @@ pub(super) struct Attempts {
     pub(super) ended: u64,
     /// Why the last one failed.
     pub(super) failure: Option<Arc<str>>,
+}
+
+/// An attempt to build a snapshot; one at a time. Whatever becomes of it, it ends.
+pub(crate) struct Attempt {
+    store: Option<Arc<SnapshotStore>>,
+    /// Bytes of entries applied when it began.
+    applied_bytes: u64,
+}
+
+impl Attempt {
+    /// Ends it, with the reason if it failed.
+    pub(crate) fn end(mut self, failure: Option<String>) {
+        self.finish(failure);
+    }
+
+    fn finish(&mut self, failure: Option<String>) {
+        let Some(store) = self.store.take() else { return };
+        store.attempts.send_modify(|attempts| {
+            attempts.ended = attempts.begun;
+            attempts.failure = failure.map(Arc::from);
+        });
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.finish(Some("it was given up".to_owned()));
+    }
 }
 
 /// Figures of a store since it was opened.
@@ -382,43 +411,40 @@ impl SnapshotStore {
     /// Builds a snapshot from a state. It is durable and current when this returns; after an error nothing has changed.
     pub(crate) async fn build(
         self: &Arc<Self>,
+        attempt: Attempt,
         header: Header,
         image: Box<dyn Image>,
-        at_bytes: u64,
     ) -> io::Result<Arc<SnapshotFile>> {
-        let result = if self.environment.is_simulated() {
+        let begun = self.environment.now();
+        let (index, id) = (header.last.index, header.id);
+        let written = if self.environment.is_simulated() {
             self.write_simulated(&header, image).await
         } else {
             let (store, header) = (self.clone(), header.clone());
-            blocking(&self.environment, move || store.write(&header, image)).await
+            blocking(&self.environment, move || {
+                let written = catch_unwind(AssertUnwindSafe(|| store.write(&header, image)));
+                written.unwrap_or_else(|panic| {
+                    Err(io::Error::other(format!("panicked: {}", panic_text(&*panic))))
+                })
+            })
+            .await
         };
-        let result = result.and_then(|(file, bytes)| self.publish(header, file, bytes));
-        let failure = match &result {
-            Ok(_) => {
-                self.covered_bytes.store(at_bytes, Ordering::Relaxed);
+        let result = written.and_then(|(file, bytes)| self.publish(header, file, bytes));
+        match &result {
+            Ok(file) => {
+                self.covered_bytes.store(attempt.applied_bytes, Ordering::Relaxed);
                 self.counters.built.fetch_add(1, Ordering::Relaxed);
-                None
+                let ms = self.environment.now().saturating_sub(begun).as_millis();
+                tracing::info!(group = self.group, index, id, bytes = file.bytes, ms, "snapshot written");
+                attempt.end(None);
             }
             Err(error) => {
                 // What is left of it; the next attempt begins anew in any case.
-                let _ = self.disk.remove(&in_dir(&self.dir, BUILD_NAME));
-                Some(error.to_string().into())
+                self.remove_quietly(&in_dir(&self.dir, BUILD_NAME));
+                attempt.end(Some(error.to_string()));
             }
-        };
-        self.note_end(failure);
+        }
         result
-    }
-
-    /// An attempt came to nothing before it began.
-    pub(crate) fn end_build(&self, reason: &str) {
-        self.note_end(Some(reason.into()));
-    }
-
-    fn note_end(&self, failure: Option<Arc<str>>) {
-        self.attempts.send_modify(|attempts| {
-            attempts.ended = attempts.begun;
-            attempts.failure = failure;
-        });
     }
 
     fn create_build(&self) -> io::Result<Arc<dyn DiskFile>> {
@@ -527,10 +553,17 @@ impl SnapshotStore {
         self.current.lock().clone()
     }
 
-    /// An attempt begins; the bytes applied up to now, for [`SnapshotStore::build`].
-    pub(crate) fn begin_build(&self) -> u64 {
+    /// An attempt to build a snapshot of everything applied begins.
+    pub(crate) fn begin_build(self: &Arc<Self>) -> Attempt {
         self.attempts.send_modify(|attempts| attempts.begun += 1);
-        self.applied_bytes.load(Ordering::Relaxed)
+        let applied_bytes = self.applied_bytes.load(Ordering::Relaxed);
+        Attempt { store: Some(self.clone()), applied_bytes }
+    }
+
+    /// Ends when no attempt is under way. In a closed store they end soon.
+    pub(super) async fn quiet(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.attempts.subscribe().wait_for(|attempts| attempts.begun == attempts.ended).await;
     }
 
     /// An entry of this size was applied.

@@ -60,7 +60,7 @@ impl Identity {
 pub(crate) struct Replica {
     pub(crate) raft: openraft::Raft<Types, Applier>,
     pub(crate) gate: Arc<VoteGate>,
-    pub(crate) snapshots: Receiver,
+    pub(crate) snapshots: Arc<Receiver>,
 }
 
 /// The replicas here, by group and replica id.

@@ -183,6 +183,28 @@ async fn an_interrupted_transfer_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_received_in_vain_is_removed() {
+    let cluster = Cluster::with_group().await;
+    let leader = cluster.leader().await;
+    fill(&cluster, leader, 0..10, 50).await;
+    cluster.agree_on(10).await;
+    let follower = cluster.others(leader)[0];
+    let status = cluster.server(leader).status();
+    let offer = SnapshotOffer {
+        vote: Some(Vote { term: status.term, replica: leader, committed: true }),
+        last: Some(LogId { term: status.term, index: status.committed + 5 }),
+        id: 7,
+        length: 1000,
+    };
+    assert_eq!(ask(&cluster, follower, Request::Offer(offer)).await, Reply::Held(0));
+    assert_eq!(ask(&cluster, follower, Request::Chunk(chunk(7, 0, b"begin"))).await, Reply::Held(5));
+    assert_eq!(files(&cluster, follower).len(), 1);
+    fill(&cluster, leader, 10..30, 50).await;
+    cluster.agree_on(30).await;
+    eventually("it is removed", || files(&cluster, follower).is_empty().then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_leader_begins_its_own_transfer() {
     let (mut cluster, leader, away) = with_one_away(200, 64 << 10).await;
     let other = cluster.others(leader).into_iter().find(|id| *id != away).unwrap();

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -23,12 +23,16 @@ use crate::support::{GROUP, members};
 #[derive(Default)]
 struct Large {
     applied: AtomicU64,
+    panics: AtomicBool,
 }
 
-struct Slow;
+struct Slow {
+    panics: bool,
+}
 
 impl Image for Slow {
     fn write(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        assert!(!self.panics, "told to panic");
         for _ in 0..100 {
             std::thread::sleep(Duration::from_millis(10));
             out.write_all(&[7; 100 << 10])?;
@@ -46,7 +50,7 @@ impl Machine for Large {
     fn blank(&self, _: u64, _: u64) {}
 
     fn snapshot(&self) -> Box<dyn Image> {
-        Box::new(Slow)
+        Box::new(Slow { panics: self.panics.load(Ordering::Relaxed) })
     }
 
     fn restore(&self, _: &mut dyn Read) -> Result<(), Fatal> {
@@ -69,6 +73,10 @@ async fn entries_do_not_wait_for_a_snapshot() {
     let mut status = group.status();
     status.wait_for(|status| status.ready).await.unwrap();
     group.propose(Bytes::from_static(b"first"), None).await.unwrap().await.unwrap();
+    machine.panics.store(true, Ordering::Relaxed);
+    let error = group.snapshot().await.unwrap_err();
+    assert!(error.to_string().contains("panicked: told to panic"), "{error}");
+    machine.panics.store(false, Ordering::Relaxed);
     let building = tokio::spawn({
         let group = group.clone();
         async move { group.snapshot().await }
