@@ -116,8 +116,12 @@ async fn entries_of_all_sizes_over_tcp_through_a_restart() {
         assert_eq!(contents.iter().take(sizes.len()).map(Bytes::len).collect::<Vec<_>>(), sizes);
     }
 
-    let received = servers[&away].server.group().snapshot_stats();
-    assert!(received.installed == 1 && received.received_bytes == received.bytes, "{received:?}");
+    let received = eventually("installed", || {
+        let received = servers[&away].server.group().snapshot_stats();
+        (received.installed == 1).then_some(received)
+    })
+    .await;
+    assert_eq!(received.received_bytes, received.bytes);
 
     // The leader goes away; the others go on.
     servers.remove(&leader).unwrap().stop().await;

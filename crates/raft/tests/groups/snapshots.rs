@@ -112,6 +112,7 @@ async fn a_replica_that_was_away_for_too_long_gets_a_snapshot() {
     fill(&cluster, leader, 3000..3100, 50).await;
     cluster.network.heal();
     cluster.agree_on(3100).await;
+    installed(&cluster, away).await;
     let (sent, received) =
         (cluster.server(leader).group().snapshot_stats(), cluster.server(away).group().snapshot_stats());
     assert_eq!(cluster.server(away).machine().restored.load(Ordering::Relaxed), 1);
@@ -127,6 +128,7 @@ async fn a_replica_that_got_a_snapshot_starts_from_it_and_can_lead() {
     let (mut cluster, leader, away) = with_one_away(500, 50).await;
     cluster.network.heal();
     cluster.agree_on(500).await;
+    installed(&cluster, away).await;
     cluster.stop(away).await;
     cluster.start(away).open(GROUP).await;
     cluster.agree_on(500).await;
@@ -142,6 +144,14 @@ async fn a_replica_that_got_a_snapshot_starts_from_it_and_can_lead() {
     fill(&cluster, leader, 510..520, 50).await;
     cluster.agree_on(520).await;
     eventually("a lease", || cluster.server(leader).group().lease().ok()).await;
+}
+
+/// Waits until the snapshot that a server's machine has read counts as its own.
+async fn installed(cluster: &Cluster, server: u64) {
+    eventually("installed", || {
+        (cluster.server(server).group().snapshot_stats().installed == 1).then_some(())
+    })
+    .await;
 }
 
 /// Lets the transfer to `away` begin and ends it when a part has arrived.
@@ -172,6 +182,7 @@ async fn an_interrupted_transfer_goes_on_where_it_was() {
     cluster.start(away).open(GROUP).await;
     cluster.network.heal();
     cluster.agree_on(200).await;
+    installed(&cluster, away).await;
     let (sent, received) =
         (cluster.server(leader).group().snapshot_stats(), cluster.server(away).group().snapshot_stats());
     assert!(first > 0 && received.received_bytes > 0);
@@ -221,6 +232,7 @@ async fn a_new_leader_begins_its_own_transfer() {
     assert_eq!(cluster.leader_among(&[other, away]).await, other);
     fill(&cluster, other, 200..210, 100).await;
     cluster.agree_on(210).await;
+    installed(&cluster, away).await;
     assert_eq!(cluster.server(away).machine().restored.load(Ordering::Relaxed), 1);
     assert_eq!(files(&cluster, away).len(), 1, "the unfinished one is left");
 }
