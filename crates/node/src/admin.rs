@@ -530,6 +530,9 @@ impl Node {
             let Ok(shard) = u16::try_from(leader.shard) else { continue };
             let id = ShardId(shard);
             self.0.views.learn_leader(id, leader.term, ReplicaId(leader.replica));
+            if leader.index.is_some() {
+                self.learn_serving(id, ReplicaId(leader.replica));
+            }
             if let (Some(asked), Some(index), Some(shard)) = (asked, leader.index, self.shard(id)) {
                 shard.leader_had(asked, index);
             }

@@ -47,8 +47,10 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(crate) struct Requests {
     wanted: Mutex<BTreeMap<ShardId, Request>>,
-    /// There is one more, or a doubt was put aside.
+    /// A doubt was put aside.
     changed: Notify,
+    /// Who said last that it leads a shard and holds its lease, and when, by the environment's clock.
+    serving: Mutex<BTreeMap<ShardId, (ReplicaId, Duration)>>,
 }
 
 #[derive(Clone)]
@@ -346,6 +348,25 @@ impl Node {
         }
     }
 
+    /// A server said that its replica leads a shard and holds the lease.
+    pub(crate) fn learn_serving(&self, shard: ShardId, replica: ReplicaId) {
+        self.0.requests.serving.lock().insert(shard, (replica, self.now()));
+    }
+
+    /// The replica that leads a shard and serves, as of very lately.
+    fn serving(&self, shard: ShardId) -> Option<ReplicaId> {
+        if let Some(here) = self.shard(shard).filter(|here| here.serves() && here.holds_lease()) {
+            return Some(here.replica());
+        }
+        let (replica, heard) = self.0.requests.serving.lock().get(&shard).copied()?;
+        (self.now().saturating_sub(heard) <= self.silence()).then_some(replica)
+    }
+
+    /// Whoever was not heard for this long is not there.
+    fn silence(&self) -> Duration {
+        Duration::from_millis(self.config().timing.election_max_ms)
+    }
+
     /// On the leader of the meta group: puts a new replica in the place of one.
     pub(crate) async fn answer_replace(
         &self,
@@ -365,12 +386,10 @@ impl Node {
             return Err("the shard has no other replica".to_owned());
         }
         // Whoever replaces a replica gives its log up for good. Without a leader nobody knows that it is not needed. A leader
-        // that died at the same moment is silent by the second look.
-        let patience = Duration::from_millis(self.config().timing.election_max_ms) + 2 * TURN;
-        for pause in [Duration::ZERO, patience] {
+        // that died at the same moment is not heard any more by the second look.
+        for pause in [Duration::ZERO, self.silence() + 2 * TURN] {
             tokio::time::sleep(pause).await;
-            let view = self.view_of(&request.cluster_id)?;
-            if view.leader(placed).is_none_or(|leader| leader.id == replica) {
+            if self.serving(shard).is_none_or(|leader| leader == replica) {
                 return Err("the shard has no leader without it".to_owned());
             }
         }

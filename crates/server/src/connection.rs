@@ -27,13 +27,14 @@ use crate::stats::{Tally, count_error};
 use kvorum_cluster::View;
 use kvorum_keyspace::{Args, Command, Sink};
 use kvorum_node::{Batch, ReadError, ReplySink};
+use parking_lot::RwLock;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -73,21 +74,38 @@ const SPARE_SINKS: usize = 4;
 pub(crate) struct Shared<E> {
     /// The port.
     pub(crate) port: Arc<Port>,
-    /// The replica behind it, once there is one.
-    pub(crate) engine: OnceLock<E>,
+    /// The replica behind it, once there is one; another one may take its place.
+    engine: RwLock<Option<Arc<E>>>,
     /// Set when the connections are to finish what they have and end.
     pub(crate) draining: AtomicBool,
 }
 
-impl<E: Engine> Shared<E> {
-    fn place(&self) -> Place<'_> {
-        Place { port: &self.port, replica: self.engine.get().map(|engine| engine as &dyn Replica) }
+impl<E> Shared<E> {
+    /// A port without a replica yet.
+    pub(crate) fn new(port: Port) -> Shared<E> {
+        Shared { port: Arc::new(port), engine: RwLock::default(), draining: AtomicBool::new(false) }
     }
+
+    /// The replica behind the port as of now.
+    pub(crate) fn engine(&self) -> Option<Arc<E>> {
+        self.engine.read().clone()
+    }
+
+    /// From here on this replica is behind the port. Connections that are there go on with it.
+    pub(crate) fn set_engine(&self, engine: E) {
+        *self.engine.write() = Some(Arc::new(engine));
+    }
+}
+
+fn place<'a, E: Engine>(shared: &'a Shared<E>, engine: &'a Option<Arc<E>>) -> Place<'a> {
+    Place { port: &shared.port, replica: engine.as_deref().map(|engine| engine as &dyn Replica) }
 }
 
 /// A connection and what it is in the middle of.
 struct Connection<E> {
     shared: Arc<Shared<E>>,
+    /// The replica behind the port, as of this turn.
+    engine: Option<Arc<E>>,
     client: Arc<Client>,
     stream: TcpStream,
     session: Session,
@@ -230,6 +248,7 @@ pub(crate) async fn serve<E: Engine>(shared: Arc<Shared<E>>, stream: TcpStream, 
     let _registration = Registration(Arc::clone(&shared), Arc::clone(&client));
     let mut connection = Connection {
         session: Session::new(Arc::clone(&client)),
+        engine: shared.engine(),
         shared: Arc::clone(&shared),
         client: Arc::clone(&client),
         stream,
@@ -386,7 +405,8 @@ impl<E: Engine> Connection<E> {
 
     /// Looks at everything there is to look at. Returns whether it stopped only because its turn was over.
     async fn turn(&mut self) -> bool {
-        self.view = self.shared.engine.get().map(Replica::view);
+        self.engine = self.shared.engine();
+        self.view = self.engine.as_deref().map(Replica::view);
         self.advance();
         self.take_up_deferred().await;
         if self.queue.is_empty() && self.deferred.is_empty() {
@@ -519,7 +539,7 @@ impl<E: Engine> Connection<E> {
         if !self.deferred.is_empty() {
             return self.defer_command(command, args, terms);
         }
-        let (Some(engine), Some(view)) = (self.shared.engine.get(), &self.view) else {
+        let (Some(engine), Some(view)) = (&self.engine, &self.view) else {
             return self.reply(|_, _, out| {
                 if !terms.muted {
                     dispatch::without_cluster(command, args, out);
@@ -573,10 +593,9 @@ impl<E: Engine> Connection<E> {
     /// Dispatches the batch that is being filled, if there is one.
     async fn close_batch(&mut self) {
         let Some(Open { terms, batch, commands }) = self.open.take() else { return };
-        let shared = Arc::clone(&self.shared);
-        let Some(engine) = shared.engine.get() else { return };
+        let Some(engine) = self.engine.clone() else { return };
         if batch.writes() == 0 && self.queue.is_empty() {
-            return self.read(engine, batch, commands, terms).await;
+            return self.read(&engine, batch, commands, terms).await;
         }
         if terms.stale {
             return self.defer_batch(batch, terms);
@@ -635,7 +654,7 @@ impl<E: Engine> Connection<E> {
         let total = commands.len().max(1);
         debug_assert_eq!(out.replies(), total, "one reply for each command");
         if out.has_unserved()
-            && let (Some(view), Some(engine)) = (&self.view, self.shared.engine.get())
+            && let (Some(view), Some(engine)) = (&self.view, &self.engine)
         {
             out.resolve_unserved(|slot| dispatch::redirection(view, engine.id(), slot));
         }
@@ -805,7 +824,7 @@ impl<E: Engine> Connection<E> {
 
     /// Waits for a leader before anything is routed again. The client waits since `since`, unless it is held already.
     fn hold(&mut self, since: Instant) {
-        let Some(engine) = self.shared.engine.get() else { return };
+        let Some(engine) = &self.engine else { return };
         if self.held_since.is_none() {
             self.held_since = Some(since);
             self.shared.port.stats.holds.fetch_add(1, Ordering::Relaxed);
@@ -863,7 +882,7 @@ impl<E: Engine> Connection<E> {
     }
 
     fn wait_replicas(&mut self, replicas: usize, patience: Option<Duration>) {
-        let Some(engine) = self.shared.engine.get() else { return self.reply(|_, _, out| out.int(0)) };
+        let Some(engine) = self.engine.clone() else { return self.reply(|_, _, out| out.int(0)) };
         let count = Box::pin(engine.wait_replicas(replicas, patience));
         let work = Work::Replicas { count, endless: patience.is_none() };
         let terms = Terms {
@@ -889,17 +908,17 @@ impl<E: Engine> Connection<E> {
         let protocol = self.session.protocol();
         if self.queue.is_empty() && self.deferred.is_empty() {
             self.out.set_protocol(protocol);
-            return write(&mut self.session, self.shared.place(), &mut self.out);
+            return write(&mut self.session, place(&self.shared, &self.engine), &mut self.out);
         }
         if self.deferred.is_empty()
             && let Some(Dispatched::Done { out, ran: false }) = self.queue.back_mut()
             && out.bytes().len() < SHARED_SINK_BYTES
         {
             out.set_protocol(protocol);
-            return write(&mut self.session, self.shared.place(), out);
+            return write(&mut self.session, place(&self.shared, &self.engine), out);
         }
         let mut out = self.sink(protocol);
-        let result = write(&mut self.session, self.shared.place(), &mut out);
+        let result = write(&mut self.session, place(&self.shared, &self.engine), &mut out);
         if self.deferred.is_empty() {
             self.queue.push_back(Dispatched::Done { out, ran: false });
         } else {

@@ -6,7 +6,7 @@
 use crate::clients::Client;
 use crate::connection::{self, Shared};
 use crate::engine::{Engine, NodeReplica};
-use crate::port::Port;
+use crate::port::{Port, Replica};
 use crate::settings::Settings;
 use crate::stats::SAMPLE_INTERVAL;
 use kvorum_cluster::ShardId;
@@ -14,8 +14,8 @@ use kvorum_node::{Node, ReadMode};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -126,10 +126,11 @@ impl Ports {
             if !self.open.contains_key(&id) {
                 self.open_port(id).await?;
             }
-            let engine = &self.open[&id].shared.engine;
-            if engine.get().is_none() {
-                let _ = engine.set(NodeReplica::new(&self.node, shard));
-                info!(shard = id.0, port = self.open[&id].shared.port.number, "serving clients");
+            let shared = &self.open[&id].shared;
+            if shared.engine().is_none_or(|engine| engine.id() != shard.replica()) {
+                let replica = shard.replica().0;
+                shared.set_engine(NodeReplica::new(&self.node, shard));
+                info!(shard = id.0, replica, port = shared.port.number, "serving clients");
             }
         }
         // In a larger cluster this server may have no replica of shard 0, and then nobody to answer for it.
@@ -275,12 +276,5 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
         && error.is_panic()
     {
         error!(%error, "a connection failed");
-    }
-}
-
-impl<E> Shared<E> {
-    /// A port without a replica yet.
-    pub(crate) fn new(port: Port) -> Shared<E> {
-        Shared { port: Arc::new(port), engine: OnceLock::new(), draining: AtomicBool::new(false) }
     }
 }

@@ -104,6 +104,8 @@ struct Server {
     number: u16,
     config: PathBuf,
     process: Option<Child>,
+    /// How often its machine was started, as far as it is told.
+    boots: u32,
 }
 
 impl Cluster {
@@ -190,7 +192,7 @@ impl Cluster {
                 }
             }
             std::fs::write(&config, text)?;
-            cluster.servers.push(Server { number, config, process: None });
+            cluster.servers.push(Server { number, config, process: None, boots: 1 });
         }
         Ok(cluster)
     }
@@ -375,8 +377,20 @@ impl Cluster {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KVORUM_")) {
             command.env_remove(name);
         }
+        command.env("KVORUM_BOOT_ID", format!("machine-{number}-boot-{}", server.boots));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         server.process = Some(command.spawn().with_context(|| format!("starting server {number}"))?);
+        Ok(())
+    }
+
+    /// Kills a server as a loss of power does: at its next start it finds that its machine was started, too. What it had not
+    /// synced is still there, but it cannot know that.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn lose_power(&mut self, number: u16) -> Result<()> {
+        self.kill(number)?;
+        self.server_mut(number).boots += 1;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 12] = [
+pub(crate) const END_TO_END: [&str; 13] = [
     "first_slice",
     "standalone",
     "dev_command",
@@ -27,6 +27,7 @@ pub(crate) const END_TO_END: [&str; 12] = [
     "torn_and_flipped",
     "linearizable",
     "crash_loop",
+    "power_loss",
     "partition",
     "namespaces",
     "compose",

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use anyhow::{Context, Result, ensure};
-use kvorum_cluster::{Durability, Mode};
+use kvorum_cluster::{Durability, Mode, ShardId};
 use kvorum_node::{AdminClient, ClusterStatus, CreateCluster, ShardStatus};
 use serde::Serialize;
 
@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Create(CreateArgs),
     /// Show servers, shards, leaders and how far the replicas are
     Status(StatusArgs),
+    /// Open replicas whose logs may have lost their end, when too many did for the others to replace them
+    TrustLog(TrustLogArgs),
 }
 
 /// Arguments of `kvorum cluster create`.
@@ -58,6 +60,20 @@ pub(crate) struct StatusArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
+}
+
+/// Arguments of `kvorum cluster trust-log`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TrustLogArgs {
+    /// The server whose logs are to be trusted, by host and peer port
+    #[arg(long, value_name = "HOST:PEERPORT")]
+    server: String,
+    /// The shard whose log is to be trusted, or all that are in doubt on this server
+    #[arg(long, value_name = "N|all")]
+    shard: String,
+    /// Writes that were acknowledged and are not in the logs that are left are lost
+    #[arg(long, required = true)]
+    accept_data_loss: bool,
 }
 
 /// What a new cluster shall be.
@@ -128,7 +144,8 @@ pub(crate) struct ReplicaRow {
     /// `host:port` of its client port.
     pub(crate) addr: String,
     /// `leader`, `follower`, `candidate`, `learner`; `deposed` for a leader that does not know yet that it was
-    /// replaced; `failed` for a replica that stopped; `unreachable` when its server does not answer.
+    /// replaced; `failed` for a replica that stopped; `distrusted` for one that is not opened because its log may have
+    /// lost its end; `unreachable` when its server does not answer.
     pub(crate) role: String,
     /// Index of the last log entry it has applied.
     pub(crate) applied: Option<u64>,
@@ -168,7 +185,24 @@ pub(crate) fn run(command: Command) -> Result<()> {
             };
             say(&text)
         }
+        Command::TrustLog(args) => {
+            let shard = match args.shard.as_str() {
+                "all" => None,
+                number => Some(ShardId(number.parse().with_context(|| format!("--shard {number:?}"))?)),
+            };
+            let trusted = runtime.block_on(trust_log(&args.server, shard))?;
+            for shard in trusted {
+                say(&format!("the log of shard {shard} on {} is trusted and opened\n", args.server))?;
+            }
+            Ok(())
+        }
     }
+}
+
+async fn trust_log(server: &str, shard: Option<ShardId>) -> Result<Vec<ShardId>> {
+    let who = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+    let by = who.unwrap_or_else(|_| "somebody unnamed".to_owned());
+    Ok(AdminClient::connect(server).await?.trust_log(shard, &by).await?)
 }
 
 impl Shape {
@@ -261,7 +295,8 @@ fn table(overview: &Overview) -> String {
     for shard in shards {
         for replica in &shard.replicas {
             if let Some(why) = &replica.failed {
-                let _ = write!(text, "\n{} of shard {} stopped: {why}\n", replica.addr, shard.id);
+                let what = if replica.role == "distrusted" { "is not opened" } else { "stopped" };
+                let _ = write!(text, "\n{} of shard {} {what}: {why}\n", replica.addr, shard.id);
             }
         }
     }
@@ -381,8 +416,9 @@ fn shard_row(shard: ShardStatus, servers: &[ServerRow]) -> ShardRow {
     let leader = shard.replicas.iter().find(|r| Some(r.replica) == shard.leader && r.role == "leader");
     let (leader, committed) = (leader.map(|r| r.replica), leader.map(|r| r.committed));
     let replicas = shard.replicas.iter().map(|replica| {
-        let answers = replica.role != "unreachable";
+        let answers = replica.role != "unreachable" && replica.role != "distrusted";
         let role = match replica.role.as_str() {
+            "distrusted" => "distrusted",
             _ if replica.failed.is_some() => "failed",
             "leader" if Some(replica.replica) != leader => "deposed",
             role => role,
@@ -479,6 +515,20 @@ shard  slots       term  replica        role         applied  lag
         let overview = Overview::from(status);
         assert_eq!(overview.shards[0].leader_addr(), Some("10.0.0.2:7101"));
         assert_eq!(overview.shards[0].replicas[0].role, "deposed");
+    }
+
+    #[test]
+    fn a_log_in_doubt_shows_why() {
+        let mut status = status();
+        let replica = &mut status.shards[0].replicas[0];
+        replica.role = "distrusted".to_owned();
+        replica.failed = Some("the machine went down".to_owned());
+        let text = table(&Overview::from(status));
+        assert!(text.contains("distrusted"), "{text}");
+        assert!(
+            text.ends_with("\n10.0.0.1:7101 of shard 1 is not opened: the machine went down\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Server {
     async fn start(replica: Option<&Scripted>) -> Server {
         let shared = Arc::new(Shared::new(port()));
         if let Some(replica) = replica {
-            assert!(shared.engine.set(replica.clone()).is_ok());
+            shared.set_engine(replica.clone());
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -89,6 +89,18 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 const DOWN: &str = "-CLUSTERDOWN The cluster is down\r\n";
+
+/// Another replica takes its place on this server; clients keep their connections.
+#[tokio::test]
+async fn a_connection_goes_on_with_the_replica_that_is_behind_the_port_now() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\nGET bar\r\n").await;
+    client.expect("+OK\r\n$1\r\n1\r\n").await;
+    server.shared.set_engine(Scripted::leading(Mode::Cluster));
+    client.send("GET bar\r\nSET bar 2\r\n").await;
+    client.expect("$-1\r\n+OK\r\n").await;
+}
 
 #[tokio::test]
 async fn a_pipeline_is_answered_in_its_order() {
