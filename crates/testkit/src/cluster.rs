@@ -425,7 +425,14 @@ impl Cluster {
     /// # Errors
     /// When it fails.
     pub fn status(&self) -> Result<serde_json::Value> {
-        let number = *self.running().first().context("no server runs")?;
+        self.status_of(*self.running().first().context("no server runs")?)
+    }
+
+    /// The same as one of the servers sees it.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn status_of(&self, number: u16) -> Result<serde_json::Value> {
         let mut status = Command::new(&self.program);
         status.args(["cluster", "status", "--json", "--server", &self.peer_addr(number)]);
         serde_json::from_str(&succeed(&mut status)?).context("cluster status printed no JSON")

@@ -12,6 +12,7 @@
 //! | [`resp`] | one connection that speaks RESP |
 //! | [`client`] | a cluster-aware client that says of every command: done, refused, or unknown |
 //! | [`workload`] | concurrent writers and register clients |
+//! | [`flood`] | writes as fast as they are taken |
 //! | [`load`], [`trial`] | some of everything at once, and what must hold while something goes wrong |
 //! | [`history`] | who asked what when, and what came back |
 //! | [`check`] | judges of what was recorded, each shown to catch the anomaly it is for |
@@ -26,6 +27,7 @@ pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod compose;
+pub mod flood;
 pub mod history;
 pub mod image;
 pub mod load;

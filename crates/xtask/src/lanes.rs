@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 13] = [
+pub(crate) const END_TO_END: [&str; 14] = [
     "first_slice",
     "standalone",
     "dev_command",
@@ -28,6 +28,7 @@ pub(crate) const END_TO_END: [&str; 13] = [
     "linearizable",
     "crash_loop",
     "power_loss",
+    "catch_up",
     "partition",
     "namespaces",
     "compose",

@@ -6,6 +6,7 @@
 //! | `test` | every test there is, on the built binary too, with the minutes of each lane |
 //! | `prepare` | what the tests need besides Rust: Redis's programs, Python with redis-py |
 //! | `bench cluster` | throughput against a real Redis, in one interleaved run |
+//! | `bench snapshot` | how much longer commands take while a snapshot is written |
 //! | `image` | the container image of the static program |
 //! | `failover` | how long writes pause when a leader dies, and that none is lost |
 
@@ -14,6 +15,7 @@
 mod bench;
 mod failover;
 mod lanes;
+mod snapshot;
 mod tools;
 
 use std::process::ExitCode;
@@ -63,6 +65,8 @@ struct ImageArgs {
 enum Bench {
     /// SET and GET on a cluster of three servers, as ratios to a single redis-server in the same run
     Cluster(bench::Args),
+    /// GET and SET while a shard of a million keys writes a snapshot; fails when the slowest percent takes twice as long
+    Snapshot(snapshot::Args),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +86,7 @@ fn run(task: Task) -> Result<()> {
         Task::Prepare => tools::prepare(&lanes::END_TO_END).map(drop),
         Task::Image(args) => image(&args),
         Task::Bench(Bench::Cluster(args)) => block_on(bench::cluster(&args)),
+        Task::Bench(Bench::Snapshot(args)) => block_on(snapshot::run(&args)),
         Task::Failover(args) => block_on(failover::run(&args)),
     }
 }
