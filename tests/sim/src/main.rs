@@ -18,9 +18,13 @@ mod trace;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use std::collections::BTreeMap;
-use std::process::{Command, ExitCode, Output};
+use std::io::Read;
+use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A simulation takes a second or so; one that takes this long hangs.
+const LONGEST_RUN: Duration = Duration::from_secs(60);
 
 /// Simulates whole clusters.
 #[derive(Parser)]
@@ -123,7 +127,35 @@ fn simulate(seed: u64, bug: Option<&str>, trace: bool) -> Result<Output> {
     if let Some(bug) = bug {
         command.args(["--bug", bug]);
     }
-    command.output().context("starting a simulation")
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("starting a simulation")?;
+    // Its output is read meanwhile, or a long trace would stop it.
+    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    let out = std::thread::spawn(move || read_all(&mut stdout));
+    let err = std::thread::spawn(move || read_all(&mut stderr));
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if began.elapsed() > LONGEST_RUN {
+            child.kill()?;
+            child.wait()?;
+            bail!("VIOLATION in seed {seed}: it does not end: simulated time has stopped");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let join = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
+    Ok(Output { status, stdout: join(out), stderr: join(err) })
+}
+
+fn read_all(from: &mut Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(from) = from {
+        // What came before an error is all there is to show.
+        let _ = from.read_to_end(&mut bytes);
+    }
+    bytes
 }
 
 /// Runs many seeds, each in a process of its own.
