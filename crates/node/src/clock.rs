@@ -57,6 +57,10 @@ impl LogClock {
         let mut state = self.state.lock();
         // Read inside the lock, so that readings are ordered as the estimates are.
         let (at_us, wall_us) = (self.time.monotonic_us(), self.time.wall_ms() * 1_000);
+        #[cfg(feature = "bugs")]
+        if kvorum_bugs::has(kvorum_bugs::Bug::LocalExpiry) {
+            return wall_us / 1_000;
+        }
         let elapsed = at_us.saturating_sub(state.at_us);
         state.at_us = at_us;
         state.estimate_us = match state.estimate_us {

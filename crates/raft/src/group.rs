@@ -539,6 +539,8 @@ impl Watcher {
                 membership: self.membership.index.unwrap_or(0),
             });
             let ready = leads && applied_term == Some(metrics.current_term);
+            #[cfg(feature = "bugs")]
+            let ready = ready || leads && kvorum_bugs::has(kvorum_bugs::Bug::NoReadBarrier);
             let matched = match &metrics.replication {
                 Some(replication) if leads => replication
                     .iter()
