@@ -81,7 +81,7 @@ pub struct ReplicaStatus {
     pub replica: u64,
     /// The server that holds it.
     pub server: u64,
-    /// `leader`, `follower`, `candidate`, `learner`; `distrusted` when it is not opened because its log may have lost its end;
+    /// `leader`, `follower`, `candidate`, `learner`; `distrusted` when it is not opened because its log may have lost its end, or something is missing;
     /// `unreachable` when its server did not answer.
     pub role: String,
     /// Raft term.
@@ -489,16 +489,16 @@ impl Node {
                 failed: shard.wrong().or_else(|| status.failed.clone()),
             }
         });
-        let doubtful = self.doubtful().into_iter().map(|doubtful| ReplicaStatus {
-            shard: doubtful.shard.0,
-            replica: doubtful.replica.0,
+        let unopened = self.unopened().into_iter().map(|unopened| ReplicaStatus {
+            shard: unopened.shard.0,
+            replica: unopened.replica.0,
             server: server_id,
             role: "distrusted".to_owned(),
             term: 0,
             last: 0,
             committed: 0,
             applied: 0,
-            failed: Some(doubtful.why),
+            failed: Some(unopened.why),
         });
         Description {
             server_hex: identity.server_hex,
@@ -508,7 +508,7 @@ impl Node {
             base_port: announced_port,
             peer: self.config().peer_addr(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            replicas: open.chain(doubtful).collect(),
+            replicas: open.chain(unopened).collect(),
         }
     }
 

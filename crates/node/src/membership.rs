@@ -61,9 +61,9 @@ struct Request {
     refusal: Option<String>,
 }
 
-/// A replica whose log is in doubt.
+/// A replica that is not opened: its log is in doubt, or it has lost something.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Doubtful {
+pub(crate) struct Unopened {
     pub(crate) shard: ShardId,
     pub(crate) replica: ReplicaId,
     /// Why, and why it is not replaced yet.
@@ -157,8 +157,14 @@ impl Node {
                 self.0.running.occupy(shard.group, named.id, lazy)?;
             }
         }
-        self.open_replica(topology, shard, named.id).await?;
-        Ok(())
+        match self.open_replica(topology, shard, named.id).await {
+            Ok(()) => Ok(()),
+            Err(error @ HostError::Lost { .. }) => {
+                self.request(shard.id, named.id, error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn close_replica(&self, shard: Shard) {
@@ -245,33 +251,39 @@ impl Node {
         warn!(shard = shard.0, replica = replica.0, why, "a new replica is wanted in the place of this one");
     }
 
-    /// The replicas here whose logs are in doubt.
-    pub(crate) fn doubtful(&self) -> Vec<Doubtful> {
-        let Some(view) = self.view() else { return Vec::new() };
+    /// The replicas here that cannot be opened.
+    pub(crate) fn unopened(&self) -> Vec<Unopened> {
         let wanted = self.0.requests.wanted.lock();
-        let doubtful = wanted.iter().filter_map(|(&shard, request)| {
-            let group = view.topology.shard(shard)?.group;
-            let doubt =
-                self.0.running.tenant(group).filter(|tenant| tenant.replica == request.replica)?.doubt?;
-            let why = match &request.refusal {
-                None => doubt,
-                Some(refusal) => format!("{doubt}; not replaced yet: {refusal}"),
-            };
-            Some(Doubtful { shard, replica: request.replica, why })
+        let unopened = wanted.iter().filter(|(shard, request)| {
+            self.shard(**shard).is_none_or(|open| open.replica() != request.replica)
         });
-        doubtful.collect()
+        unopened
+            .map(|(&shard, Request { replica, why, refusal })| Unopened {
+                shard,
+                replica: *replica,
+                why: match refusal {
+                    None => why.clone(),
+                    Some(refusal) => format!("{why}; not replaced yet: {refusal}"),
+                },
+            })
+            .collect()
     }
 
     /// Puts the doubts about logs on this server aside; their replicas are opened with what is there.
     pub(crate) fn trust_logs(&self, shard: Option<ShardId>, by: &str) -> Result<Vec<ShardId>, String> {
         let view = self.view().ok_or("this server belongs to no cluster")?;
         let mut trusted = Vec::new();
-        for doubtful in self.doubtful() {
-            if shard.is_some_and(|shard| shard != doubtful.shard) {
+        for doubtful in self.unopened() {
+            let placed = view
+                .topology
+                .shard(doubtful.shard)
+                .filter(|_| shard.is_none_or(|shard| shard == doubtful.shard));
+            let Some(group) = placed.map(|placed| placed.group) else { continue };
+            let tenant = self.0.running.tenant(group);
+            if tenant.is_none_or(|tenant| tenant.replica != doubtful.replica || tenant.doubt.is_none()) {
                 continue;
             }
-            let Some(placed) = view.topology.shard(doubtful.shard) else { continue };
-            self.0.running.trust(placed.group, by, self.wall_ms()).map_err(|error| error.to_string())?;
+            self.0.running.trust(group, by, self.wall_ms()).map_err(|error| error.to_string())?;
             self.0.requests.wanted.lock().remove(&doubtful.shard);
             warn!(
                 shard = doubtful.shard.0,

@@ -87,6 +87,14 @@ pub enum HostError {
         /// What went wrong.
         reason: String,
     },
+    /// Something that the replica had is not there any more, or damaged: it will never start.
+    #[error("group {group} cannot start again: {reason}")]
+    Lost {
+        /// The group.
+        group: GroupId,
+        /// What is missing.
+        reason: String,
+    },
 }
 
 /// Entries in one request to a follower, at most; bytes are limited, too.
@@ -203,7 +211,11 @@ impl Host {
         let snapshots = SnapshotStore::open(disk, snapshot_config, group.0, environment.clone(), reserve);
         let snapshots = Arc::new(snapshots.map_err(|error| refused(error.to_string()))?);
         let started = snapshot::start(&snapshots, &machine, &log).await;
-        let receiver = Arc::new(started.map_err(|error| refused(error.to_string()))?);
+        let receiver = started.map_err(|error| {
+            let reason = error.to_string();
+            if error.is_final() { HostError::Lost { group, reason } } else { refused(reason) }
+        });
+        let receiver = Arc::new(receiver?);
         let state = log.state();
         let promised = state.vote.is_some() || state.last.is_some();
         let gate = Arc::new(VoteGate::new(environment.clone(), timing.lease(), promised));

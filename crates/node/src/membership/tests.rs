@@ -145,6 +145,8 @@ impl Town {
         let mut config = NodeConfig::new(PathBuf::from("/data"), &host(server), 7000);
         config.wal = WalConfig { segment_bytes: 64 << 10, reserve_bytes: 0, ..WalConfig::default() };
         config.write_timeout = Duration::from_secs(2);
+        // Few, so that who comes back with nothing needs a snapshot of who took one.
+        config.snapshots.keep_entries = 2;
         let node = environment.spawn(Node::start_with(config, platform)).await.unwrap().unwrap();
         self.nodes.lock().insert(server, (node, environment));
     }
@@ -414,7 +416,7 @@ async fn who_lost_its_log_does_not_help_to_elect_who_never_had_it() {
         }
         sleep(Duration::from_millis(5)).await;
     }
-    let doubtful = town.node(lost).doubtful();
+    let doubtful = town.node(lost).unopened();
     assert_eq!(
         (doubtful.len(), doubtful[0].replica.0),
         (1, town.placed().iter().find(|(_, at)| at.0 == lost).map(|(id, _)| *id).unwrap())
@@ -460,7 +462,7 @@ async fn a_majority_that_lost_power_waits_for_an_operator() {
     town.kill(leader);
     town.start(leader).await;
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(town.node(leader).doubtful().len(), 1);
+    assert_eq!(town.node(leader).unopened().len(), 1);
     assert!(town.node(leader).trust_logs(Some(ShardId(9)), "ann").is_err());
 
     let (node, environment) = town.process(leader);
@@ -562,7 +564,7 @@ async fn a_doubt_outlives_restarts_until_somebody_can_be_asked() {
         town.start(lost).await;
         sleep(Duration::from_secs(2)).await;
         assert_eq!(town.replica(lost), None);
-        assert_eq!(town.node(lost).doubtful().len(), 1);
+        assert_eq!(town.node(lost).unopened().len(), 1);
         town.kill(lost);
     }
     town.start(lost).await;
@@ -599,4 +601,32 @@ async fn no_more_than_a_minority_is_replaced_at_a_time() {
     assert_eq!(town.placed().into_keys().filter(|id| *id > 3).count(), 2);
     town.all_are_there(0..10).await;
     assert_ne!(ReplicaId(town.replica(one).unwrap()), ReplicaId(town.replica(two).unwrap()));
+}
+
+/// A replica that lost something of what it had, whatever the durability.
+#[tokio::test(start_paused = true)]
+async fn a_replica_whose_snapshot_is_damaged_is_replaced() {
+    let mut town = Town::new(Durability::QuorumFsync).await;
+    let lost = town.leader(&[1, 2, 3]).await % 3 + 1;
+    for key in 0..20 {
+        town.must_set(key).await;
+    }
+    for server in 1..=3 {
+        let (shard, (_, environment)) = (town.shard(server).unwrap(), town.process(server));
+        environment.spawn(async move { shard.group().snapshot().await }).await.unwrap().unwrap();
+    }
+    town.kill(lost);
+    let dir = PathBuf::from("/data/snapshots/group-0000000000000001");
+    let disk = town.machines[&lost].disk.clone();
+    let files = kvorum_raft::disk::Disk::list(&disk, &dir).unwrap();
+    assert!(!files.is_empty());
+    for file in files {
+        disk.update(&dir.join(file), |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        });
+    }
+    town.start(lost).await;
+    town.replaced(lost, 3).await;
+    town.all_are_there(0..20).await;
 }

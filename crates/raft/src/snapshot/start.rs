@@ -44,6 +44,19 @@ pub(crate) enum StartError {
     Io { path: PathBuf, source: io::Error },
 }
 
+impl StartError {
+    /// Whether trying again makes no difference: what is missing is gone.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(
+            self,
+            StartError::Damaged(_)
+                | StartError::Missing { .. }
+                | StartError::Gap { .. }
+                | StartError::LogLost { .. }
+        )
+    }
+}
+
 /// Puts the machine into the state of the newest snapshot, which becomes the store's current one, and makes the log fit it; returns
 /// the receiving end for snapshots of leaders.
 pub(crate) async fn start(
