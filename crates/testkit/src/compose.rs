@@ -40,7 +40,10 @@ impl Compose {
     /// # Errors
     /// When something is missing on this machine, or a step fails.
     pub fn up(program: &std::path::Path) -> Result<Compose> {
-        ensure!(rustix::process::geteuid().is_root(), "faults in containers need root");
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "faults in containers need root: run this as root, for example `sudo -E cargo xtask test compose`"
+        );
         succeed(Command::new("docker").args(["info", "--format", "{{.ServerVersion}}"]))
             .context("no container engine answers")?;
         let own = std::process::id();

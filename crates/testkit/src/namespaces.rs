@@ -1,12 +1,13 @@
 //! A network namespace for each server, joined by a bridge: hosts of their own, whose packets a firewall can drop. Needs root.
 //!
 //! The bridge stands in one more namespace, so that the firewall of this machine (a container engine's, say) has no word in it; a pair
-//! of virtual cables joins the test itself. Everything is named after the process, `kvorum-<pid>-…`, and removed when this is
+//! of virtual cables joins the test itself. Everything is named after the process, `kvorum-<pid>-<n>-…`, and removed when this is
 //! dropped; what a process left behind that was killed, the next one removes.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -24,6 +25,8 @@ pub const PROGRAMS: [&str; 2] = ["ip", "iptables-restore"];
 #[derive(Debug)]
 pub struct Namespaces {
     servers: u16,
+    /// Process and number within the process: what everything is named after.
+    name: String,
     /// The first three bytes of all addresses.
     net: String,
     /// Directions that are cut.
@@ -42,23 +45,25 @@ impl Namespaces {
             "network namespaces need root: run this as root, for example `sudo -E cargo xtask test namespaces`"
         );
         sweep();
+        static MADE: AtomicU32 = AtomicU32::new(0);
         let own = std::process::id();
+        let name = format!("{own}-{}", MADE.fetch_add(1, Ordering::Relaxed));
         // Of the private range that nobody's first choice is; where two tests meet, the second takes the next.
         let taken = succeed(Command::new("ip").args(["-4", "addr"]))?;
         let free = (0..256)
             .map(|n| format!("10.231.{}", (n + own) % 256))
             .find(|net| !taken.contains(&format!("{net}.")));
         let net = free.context("no free addresses in 10.231.0.0/16")?;
-        let namespaces = Namespaces { servers, net, cut: Vec::new(), loss_percent: 0 };
+        let namespaces = Namespaces { servers, name, net, cut: Vec::new(), loss_percent: 0 };
         // From here on dropping it cleans up.
-        let switch = name("switch");
+        let switch = namespaces.host("switch");
         let mut steps = vec![
             format!("netns add {switch}"),
             format!("-n {switch} link add bridge type bridge"),
             format!("-n {switch} link set bridge up"),
         ];
         for number in 1..=servers {
-            let server = name(number);
+            let server = namespaces.host(number);
             steps.extend([
                 format!("netns add {server}"),
                 format!("-n {server} link add eth0 type veth peer name port{number} netns {switch}"),
@@ -68,7 +73,7 @@ impl Namespaces {
                 format!("-n {switch} link set port{number} master bridge up"),
             ]);
         }
-        let cable = cable();
+        let cable = namespaces.cable();
         steps.extend([
             format!("link add {cable} type veth peer name test netns {switch}"),
             format!("-n {switch} link set test master bridge up"),
@@ -90,7 +95,7 @@ impl Namespaces {
     pub fn command(&self, number: u16, program: &Path) -> Command {
         let mut command = Command::new("ip");
         // It becomes the program, so the process that is started is the server.
-        command.args(["netns", "exec", &name(number)]).arg(program);
+        command.args(["netns", "exec", &self.host(number)]).arg(program);
         command
     }
 
@@ -116,11 +121,21 @@ impl Namespaces {
         self.filter()
     }
 
+    /// The namespace of a server, or of the switch.
+    fn host(&self, part: impl std::fmt::Display) -> String {
+        format!("{PREFIX}{}-{part}", self.name)
+    }
+
+    /// The test's end of its cable. The kernel takes at most 15 characters.
+    fn cable(&self) -> String {
+        format!("kv{}", self.name)
+    }
+
     fn filter(&self) -> Result<()> {
         let address = |number| self.address(number);
         for number in 1..=self.servers {
             let rules = rules(number, self.servers, &self.cut, self.loss_percent, address);
-            let restore = ["netns", "exec", &name(number), "iptables-restore"];
+            let restore = ["netns", "exec", &self.host(number), "iptables-restore"];
             feed(Command::new("ip").args(restore), &rules)?;
         }
         Ok(())
@@ -129,9 +144,9 @@ impl Namespaces {
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        remove(&format!("{PREFIX}{}-", std::process::id()));
+        remove(&format!("{PREFIX}{}-", self.name));
         // Its other end went with the switch.
-        let _ = Command::new("ip").args(["link", "del", &cable()]).stderr(Stdio::null()).status();
+        let _ = Command::new("ip").args(["link", "del", &self.cable()]).stderr(Stdio::null()).status();
     }
 }
 
@@ -167,15 +182,6 @@ pub(crate) fn feed(command: &mut Command, input: &str) -> Result<()> {
     let status = child.wait()?;
     ensure!(status.success() && fed.is_ok(), "{shown} failed ({status}) with:\n{input}");
     Ok(())
-}
-
-fn name(part: impl std::fmt::Display) -> String {
-    format!("{PREFIX}{}-{part}", std::process::id())
-}
-
-/// The test's end of its cable. The kernel takes at most 15 characters.
-fn cable() -> String {
-    format!("kv{}", std::process::id())
 }
 
 /// Removes what processes that are gone have left behind.
