@@ -16,6 +16,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+/// A server that lost its memory is back as new replicas within this time, or it is not in this run.
+const REPLACEMENT: Duration = Duration::from_secs(60);
+
 /// Ends a fault, or begins what follows from it.
 #[derive(Clone, Debug)]
 enum Later {
@@ -40,6 +43,8 @@ pub(crate) struct Nemesis {
     random: Random,
     schedule: BTreeMap<(Instant, u64), Later>,
     scheduled: u64,
+    /// With `quorum-memory`, no second server loses power before this.
+    power_holds_until: Instant,
     /// Processes that ended by themselves: the server, and which of its starts it was.
     failed: mpsc::UnboundedSender<(u64, u64)>,
     failures: mpsc::UnboundedReceiver<(u64, u64)>,
@@ -66,6 +71,7 @@ impl Nemesis {
             random: Random::new(seed ^ 0x6e65_6d65_7369_7321),
             schedule: BTreeMap::new(),
             scheduled: 0,
+            power_holds_until: Instant::now(),
             failed,
             failures,
             faults: BTreeMap::new(),
@@ -268,6 +274,15 @@ impl Nemesis {
                     }
                 }
                 "power"
+            }
+            2 | 3 if Instant::now() >= self.power_holds_until => {
+                // Memory survives the loss of a minority, and that only when the last one to lose it is back.
+                let server = self.any();
+                self.power_holds_until = Instant::now() + REPLACEMENT;
+                say!(self.trace, "nemesis: power of {server} goes, and its memory");
+                self.lose_power(server);
+                self.later(0, 800, Later::Start(server));
+                "power, minority"
             }
             4 | 5 => {
                 let side = self.some();
