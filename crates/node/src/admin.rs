@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use tracing::{debug, info, warn};
 
 /// Every call to another server ends by then.
-pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A sign of life that takes longer than this is none.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_millis(400);

@@ -15,7 +15,6 @@
 //! Contract: a new replica never founds a group and never votes before a membership in its group's log makes it a voter. An
 //! id that was replaced never becomes a member again. What it leaves out: replacing a server that is gone for good.
 
-use crate::admin::CALL_TIMEOUT;
 use crate::contact::{Answer, Call};
 use crate::meta;
 use crate::node::Node;
@@ -36,6 +35,9 @@ const TURN: Duration = Duration::from_millis(200);
 
 /// Between two requests to replace the same replica.
 const REQUEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// A question to the meta group is answered by then, or asked again: to ask twice is harmless, to wait is not.
+const ASK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A step of a change of members is committed by then, or tried again.
 const STEP_PATIENCE: Duration = Duration::from_secs(2);
@@ -350,11 +352,11 @@ impl Node {
         let leader = self.meta_group().and_then(|group| group.status().borrow().leader);
         let leader = ServerId(leader.ok_or("the meta group has no leader")?);
         if self.server().server_id == Some(leader) {
-            let answer = tokio::time::timeout(CALL_TIMEOUT, self.answer(call)).await;
+            let answer = tokio::time::timeout(ASK_PATIENCE, self.answer(call)).await;
             return answer.map_err(|_| "no majority of the meta group answered in time")?.map(|_| ());
         }
         let server = topology.server(leader).ok_or_else(|| format!("there is no server {leader}"))?;
-        match self.contact().call(leader, &server.peer_addr(), call, CALL_TIMEOUT).await? {
+        match self.contact().call(leader, &server.peer_addr(), call, ASK_PATIENCE).await? {
             Answer::Replace(_) | Answer::Joined(_) => Ok(()),
             other => Err(format!("an answer to another question: {other:?}")),
         }
