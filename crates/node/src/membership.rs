@@ -36,7 +36,8 @@ const TURN: Duration = Duration::from_millis(200);
 /// Between two requests to replace the same replica.
 const REQUEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// A question to the meta group is answered by then, or asked again: to ask twice is harmless, to wait is not.
+/// A question to the meta group is answered by then, beside the time that it takes to see whether a leader is there; or asked
+/// again: to ask twice is harmless, to wait is not.
 const ASK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A step of a change of members is committed by then, or tried again.
@@ -351,12 +352,13 @@ impl Node {
     async fn ask_meta(&self, topology: &Topology, call: Call) -> Result<(), String> {
         let leader = self.meta_group().and_then(|group| group.status().borrow().leader);
         let leader = ServerId(leader.ok_or("the meta group has no leader")?);
+        let patience = self.second_look() + ASK_PATIENCE;
         if self.server().server_id == Some(leader) {
-            let answer = tokio::time::timeout(ASK_PATIENCE, self.answer(call)).await;
+            let answer = tokio::time::timeout(patience, self.answer(call)).await;
             return answer.map_err(|_| "no majority of the meta group answered in time")?.map(|_| ());
         }
         let server = topology.server(leader).ok_or_else(|| format!("there is no server {leader}"))?;
-        match self.contact().call(leader, &server.peer_addr(), call, ASK_PATIENCE).await? {
+        match self.contact().call(leader, &server.peer_addr(), call, patience).await? {
             Answer::Replace(_) | Answer::Joined(_) => Ok(()),
             other => Err(format!("an answer to another question: {other:?}")),
         }
@@ -381,6 +383,11 @@ impl Node {
         Duration::from_millis(self.config().timing.election_max_ms)
     }
 
+    /// A leader that has just gone is not heard any more after this.
+    fn second_look(&self) -> Duration {
+        self.silence() + 2 * TURN
+    }
+
     /// On the leader of the meta group: puts a new replica in the place of one.
     pub(crate) async fn answer_replace(
         &self,
@@ -401,7 +408,7 @@ impl Node {
         }
         // Whoever replaces a replica gives its log up for good. Without a leader nobody knows that it is not needed. A leader
         // that died at the same moment is not heard any more by the second look.
-        for pause in [Duration::ZERO, self.silence() + 2 * TURN] {
+        for pause in [Duration::ZERO, self.second_look()] {
             tokio::time::sleep(pause).await;
             if self.serving(shard).is_none_or(|leader| leader == replica) {
                 return Err("the shard has no leader without it".to_owned());
