@@ -210,7 +210,18 @@ impl RaftLogStorage<Types> for LogStore {
             records.push(entry_to_record(entry));
         }
         self.room().await;
-        self.log.append(records, Box::new(move |result| flushed.io_completed(result)));
+        let log = self.log.clone();
+        let done = move |result: io::Result<()>| {
+            // Whatever was proposed has to be appended: without room for it the group is at its end, and so are the others
+            // soon. The server ends as a whole, to be started again when there is room, instead of living on as a shell.
+            if let Err(error) = &result
+                && error.kind() == io::ErrorKind::StorageFull
+            {
+                log.end(error);
+            }
+            flushed.io_completed(result);
+        };
+        self.log.append(records, Box::new(done));
         Ok(())
     }
 

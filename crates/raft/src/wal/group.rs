@@ -643,6 +643,14 @@ impl GroupLog {
         self.shared.queue.when_room(wake)
     }
 
+    /// Ends the whole log, as a failed write does: for an owner that cannot outlive an append that was refused. What
+    /// waits is refused, too.
+    pub fn end(&self, error: &io::Error) {
+        tracing::error!(%error, dir = %self.shared.dir.display(), "the WAL ends: it cannot take what must be appended");
+        self.shared.fail(error.kind(), error.to_string());
+        self.shared.refuse(Vec::new());
+    }
+
     /// Bytes of the log from this group's oldest segment to the end: what a snapshot of the group could free. 0 without entries on disk.
     pub fn pinned_bytes(&self) -> u64 {
         let oldest = {
