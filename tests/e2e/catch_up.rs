@@ -57,8 +57,10 @@ async fn a_server_that_missed_a_million_writes() -> Result<()> {
     caught_up?;
     let during = rate(count, took);
     eprintln!(
-        "catch_up: level again after {returned:?}; {during:.0} writes/s meanwhile, {:.2} of what it was before",
-        during / before
+        "catch_up: level again after {returned:?}; {during:.0} writes/s meanwhile, {:.2} of what two servers did alone, {:.2} \
+         of what all three do",
+        during / before,
+        during / together
     );
     ensure!(
         cluster.log(away).contains("took over the state of a leader's snapshot"),
