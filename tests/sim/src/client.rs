@@ -24,6 +24,8 @@ use tokio::sync::watch;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// How long it follows redirections and waits for leaders.
 const ROUTING_PATIENCE: Duration = Duration::from_secs(3);
+/// What it takes to be sent elsewhere.
+const ROUND_TRIP: Duration = Duration::from_micros(200);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Registers come in generations of this length, so that each is short enough to judge.
@@ -358,7 +360,11 @@ impl Client {
                     self.home = server;
                     return told;
                 }
-                Served::Moved(to) => server = to,
+                Served::Moved(to) => {
+                    // Servers may disagree until they have heard from each other, and meanwhile send a client to and fro.
+                    tokio::time::sleep(ROUND_TRIP).await;
+                    server = to;
+                }
                 Served::Hold => {
                     tokio::time::sleep(PAUSE).await;
                     server = self.random.below(self.town.servers) + 1;

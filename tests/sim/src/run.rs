@@ -27,6 +27,8 @@ const CLIENTS: u32 = 6;
 const WAR: Duration = Duration::from_secs(12);
 /// After that, everything works again within this time: longer than the longest wait of any part.
 const RECOVERY: Duration = Duration::from_secs(8);
+/// After that and the last write, all replicas are there and equal within this time.
+const LEVELLING: Duration = Duration::from_secs(20);
 /// How often every process is looked at.
 const SAMPLING: Duration = Duration::from_millis(3);
 
@@ -240,7 +242,18 @@ async fn audit(town: &Town, nemesis: &Nemesis, shards: u16, seed: u64) -> Result
             other => return Err(format!("liveness after healing: a write was answered {other:?}")),
         }
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // The network still loses a message now and then, and each costs a snapshot on its way seconds.
+    let deadline = Instant::now() + LEVELLING;
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match replicas_are_equal(nemesis) {
+            Err(_) if Instant::now() < deadline => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn replicas_are_equal(nemesis: &Nemesis) -> Result<(), String> {
     let mut states: BTreeMap<ShardId, BTreeMap<u64, (u64, u64)>> = BTreeMap::new();
     for machine in nemesis.machines.values() {
         let process =
