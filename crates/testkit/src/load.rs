@@ -2,9 +2,9 @@
 //!
 //! | share | commands | judged by |
 //! |---|---|---|
-//! | 50 % | GET and SET of shared registers | [`register`](crate::check::register) |
+//! | 50 % | GET and SET of shared registers | [`register`] |
 //! | 20 % | SET of keys with one writer | [`ledger`](crate::check::ledger) |
-//! | 10 % | INCR of shared counters | [`counter`](crate::check::counter) |
+//! | 10 % | INCR of shared counters | [`counter`] |
 //! | 20 % | SET of unique keys, DEL of some, all read back | [`set`](crate::check::set) |
 //!
 //! All keys start with the name of the load, so that several can follow each other, and lie in slots of one shard, so that a fault of its leader concerns every command. Clients pause between commands: what
