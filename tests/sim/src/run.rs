@@ -66,7 +66,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         lost_permille: random.below(40),
         repeated_permille: random.below(40),
         broken_permille: random.below(4),
-        garbled_permille: random.below(100),
+        garbled_permille: random.below(300),
     };
     network.set_weather(weather, random.next());
     let machines = (1..=servers)

@@ -151,8 +151,8 @@ fn config(id: u64) -> NodeConfig {
     };
     config.snapshots = SnapshotConfig {
         log_bytes: 12 << 10,
-        keep_entries: 64,
-        keep_bytes: 4 << 10,
+        keep_entries: 16,
+        keep_bytes: 1 << 10,
         pinned_bytes: 128 << 10,
         block_bytes: 1 << 10,
         bytes_per_second: 0,
