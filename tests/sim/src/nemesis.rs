@@ -390,12 +390,9 @@ impl Nemesis {
             self.resume(server);
             self.machines[&server].disk.set_capacity(u64::MAX);
             self.set_delays(server, 0, 2);
-            // A planned loss of power must not strike any more.
-            let halted = self.machines.get(&server).is_some_and(|machine| machine.process.is_some());
-            if halted {
-                self.machines[&server].disk.inject(Fault::Halt { operations: u64::MAX / 2 });
-                self.machines[&server].disk.inject(Fault::SyncFails { syncs: u64::MAX / 2 });
-            }
+            // What was planned for the disk must not strike any more, nor have struck a machine without a process.
+            self.machines[&server].disk.inject(Fault::Halt { operations: u64::MAX / 2 });
+            self.machines[&server].disk.inject(Fault::SyncFails { syncs: u64::MAX / 2 });
             self.start(server).await;
         }
     }
