@@ -377,6 +377,15 @@ struct LocalLink {
     to: u64,
 }
 
+/// The outcome of an exchange, if it ends in time.
+async fn within<T>(
+    timeout: Duration,
+    exchange: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    let outcome = tokio::time::timeout(timeout, exchange).await;
+    outcome.unwrap_or(Err(LinkError::TimedOut(timeout)))
+}
+
 impl Link for LocalLink {
     fn control(
         &self,
@@ -406,11 +415,7 @@ impl Link for LocalLink {
             shared.travel(to, from).await?;
             Ok(reply)
         };
-        async move {
-            let outcome = tokio::time::timeout(timeout, exchange).await;
-            outcome.unwrap_or(Err(LinkError::TimedOut(timeout)))
-        }
-        .boxed()
+        within(timeout, exchange).boxed()
     }
 
     fn snapshot(
@@ -427,11 +432,7 @@ impl Link for LocalLink {
             shared.travel(to, from).await?;
             Ok(reply)
         };
-        async move {
-            let outcome = tokio::time::timeout(timeout, exchange).await;
-            outcome.unwrap_or(Err(LinkError::TimedOut(timeout)))
-        }
-        .boxed()
+        within(timeout, exchange).boxed()
     }
 
     fn append(&self, request: Append) -> BoxFuture<'_, Result<PendingReply, LinkError>> {
