@@ -179,6 +179,11 @@ impl ShardMachine {
         self.applied
     }
 
+    /// Term of the last entry applied; 0 before the first.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
     /// What the shard is; `None` until its log says so.
     pub fn configured(&self) -> Option<&Configure> {
         self.configuration.as_ref()

@@ -1,7 +1,7 @@
 //! The clock that decides expiry. It belongs to the log: every entry carries a reading, and it never goes
-//! back. Each replica keeps an estimate that runs with the monotonic clock from the last reading it applied,
-//! so that a new leader goes on where the old one stopped, and is slewed towards wall time, so that a server
-//! whose wall clock is wrong does not make it jump.
+//! back. A leader's estimate starts, in each term, from the last reading it applied and the time since, so that
+//! a new leader goes on where the log stopped, whatever it thought before. From there it runs with the monotonic
+//! clock, slewed towards wall time, so that a server whose wall clock is wrong does not make it jump.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -40,19 +40,29 @@ pub(crate) struct LogClock {
 }
 
 struct State {
-    /// The estimate, microseconds since the Unix epoch; 0 before the first reading.
-    estimate_us: u64,
-    /// Monotonic time of the estimate.
+    /// The term of the last entry.
+    term: u64,
+    /// The last entry's reading, and when it was applied.
+    applied: Reading,
+    /// Where the clock was when it was last asked, in this term.
+    estimate: Reading,
+}
+
+#[derive(Clone, Copy)]
+struct Reading {
+    /// Microseconds since the Unix epoch; 0 before the first reading.
+    clock_us: u64,
+    /// Monotonic time of the reading.
     at_us: u64,
 }
 
 impl LogClock {
     pub(crate) fn new(time: Arc<dyn TimeSource>) -> LogClock {
-        let at_us = time.monotonic_us();
-        LogClock { time, state: Mutex::new(State { estimate_us: 0, at_us }) }
+        let none = Reading { clock_us: 0, at_us: time.monotonic_us() };
+        LogClock { time, state: Mutex::new(State { term: 0, applied: none, estimate: none }) }
     }
 
-    /// The clock now, milliseconds since the Unix epoch. Never less than any earlier answer or observation.
+    /// The clock now, milliseconds since the Unix epoch. Within a term never less than any earlier answer or entry.
     pub(crate) fn now_ms(&self) -> u64 {
         let mut state = self.state.lock();
         // Read inside the lock, so that readings are ordered as the estimates are.
@@ -61,9 +71,9 @@ impl LogClock {
         if kvorum_bugs::has(kvorum_bugs::Bug::LocalExpiry) {
             return wall_us / 1_000;
         }
-        let elapsed = at_us.saturating_sub(state.at_us);
-        state.at_us = at_us;
-        state.estimate_us = match state.estimate_us {
+        let elapsed = at_us.saturating_sub(state.estimate.at_us);
+        state.estimate.at_us = at_us;
+        state.estimate.clock_us = match state.estimate.clock_us {
             0 => wall_us,
             estimate => {
                 let on_time = estimate + elapsed;
@@ -75,16 +85,36 @@ impl LogClock {
                 }
             }
         };
-        state.estimate_us / 1_000
+        state.estimate.clock_us / 1_000
     }
 
-    /// An entry with this reading was applied.
-    pub(crate) fn observe(&self, clock_ms: u64) {
+    /// An entry of this term was applied. The first of a term starts the estimate anew: what this server has
+    /// made of the clock while others led, or was cut off, is not the log's.
+    pub(crate) fn entered(&self, term: u64) {
+        self.enter(&mut self.state.lock(), term);
+    }
+
+    /// An entry of this term with this reading was applied.
+    pub(crate) fn observe(&self, term: u64, clock_ms: u64) {
         let mut state = self.state.lock();
-        if clock_ms * 1_000 > state.estimate_us {
-            state.estimate_us = clock_ms * 1_000;
-            state.at_us = self.time.monotonic_us();
+        self.enter(&mut state, term);
+        state.applied = Reading { clock_us: clock_ms * 1_000, at_us: self.time.monotonic_us() };
+        if state.applied.clock_us > state.estimate.clock_us {
+            state.estimate = state.applied;
         }
+    }
+
+    fn enter(&self, state: &mut State, term: u64) {
+        if term == state.term {
+            return;
+        }
+        state.term = term;
+        let at_us = self.time.monotonic_us();
+        let clock_us = match state.applied.clock_us {
+            0 => 0,
+            clock_us => clock_us + at_us.saturating_sub(state.applied.at_us),
+        };
+        state.estimate = Reading { clock_us, at_us };
     }
 }
 
@@ -120,7 +150,7 @@ mod tests {
         let time = Arc::new(Turned::default());
         time.wall_ms.store(10_000_000 + 3_600_000, Ordering::Relaxed);
         let clock = LogClock::new(time.clone());
-        clock.observe(10_000_000);
+        clock.observe(1, 10_000_000);
         time.pass(60_000);
         let after_a_minute = clock.now_ms();
         assert_eq!(after_a_minute, 10_000_000 + 66_000, "slewed by a tenth, no more");
@@ -131,7 +161,7 @@ mod tests {
         let time = Arc::new(Turned::default());
         time.wall_ms.store(5_000_000, Ordering::Relaxed);
         let clock = LogClock::new(time.clone());
-        clock.observe(10_000_000);
+        clock.observe(1, 10_000_000);
         let mut last = clock.now_ms();
         for _ in 0..100 {
             time.pass(7);
@@ -147,5 +177,36 @@ mod tests {
         let time = Arc::new(Turned::default());
         time.wall_ms.store(1_700_000_000_000, Ordering::Relaxed);
         assert_eq!(LogClock::new(time).now_ms(), 1_700_000_000_000);
+    }
+
+    #[test]
+    fn a_term_goes_on_where_the_log_stopped_not_where_this_server_had_got_to() {
+        let time = Arc::new(Turned::default());
+        time.wall_ms.store(10_000_000, Ordering::Relaxed);
+        let clock = LogClock::new(time.clone());
+        clock.observe(1, 10_000_000);
+        time.pass(5_000);
+        assert_eq!(clock.now_ms(), 10_005_000);
+        // Meanwhile another led, that was down before and so is four seconds behind.
+        clock.observe(2, 10_001_000);
+        time.pass(500);
+        clock.entered(3);
+        assert_eq!(clock.now_ms(), 10_001_500);
+        time.pass(100);
+        clock.entered(3);
+        assert_eq!(clock.now_ms(), 10_001_610, "an entry of the same term changes nothing");
+    }
+
+    #[test]
+    fn an_entry_that_took_its_time_does_not_turn_its_leader_back() {
+        let time = Arc::new(Turned::default());
+        time.wall_ms.store(10_000_000, Ordering::Relaxed);
+        let clock = LogClock::new(time.clone());
+        clock.entered(1);
+        let proposed = clock.now_ms();
+        time.pass(40);
+        assert_eq!(clock.now_ms(), 10_000_040);
+        clock.observe(1, proposed);
+        assert_eq!(clock.now_ms(), 10_000_040);
     }
 }

@@ -138,8 +138,8 @@ impl Replica {
         }
     }
 
-    fn applied(&self, clock_ms: u64, configured: bool) {
-        self.clock.observe(clock_ms);
+    fn applied(&self, term: u64, clock_ms: u64, configured: bool) {
+        self.clock.observe(term, clock_ms);
         self.applied_clock_ms.store(clock_ms, Ordering::SeqCst);
         if configured && !self.is_configured() {
             self.configured.store(true, Ordering::Release);
@@ -197,7 +197,7 @@ impl Machine for Replica {
         }
         let (clock_ms, configured) = (machine.clock_ms(), machine.configured().is_some());
         drop(machine);
-        self.applied(clock_ms, configured);
+        self.applied(entry.term, clock_ms, configured);
         for submission in submissions.into_iter().flatten() {
             submission.answered();
         }
@@ -210,6 +210,7 @@ impl Machine for Replica {
         if let Some(observer) = &self.observer {
             observer.applied(self.id, (index, term), None, &machine);
         }
+        self.clock.entered(term);
     }
 
     fn snapshot(&self) -> Box<dyn Image> {
@@ -221,7 +222,8 @@ impl Machine for Replica {
             return Err(Fatal(reason.to_owned()));
         }
         let restored = ShardMachine::restore(content).map_err(|error| Fatal(error.to_string()))?;
-        let (clock_ms, configured) = (restored.clock_ms(), restored.configured().is_some());
+        let (term, clock_ms) = (restored.term(), restored.clock_ms());
+        let configured = restored.configured().is_some();
         let replaced = {
             let mut machine = self.machine.write();
             let replaced = std::mem::replace(&mut *machine, restored);
@@ -230,7 +232,7 @@ impl Machine for Replica {
             }
             replaced
         };
-        self.applied(clock_ms, configured);
+        self.applied(term, clock_ms, configured);
         // All of the old data may go with it: not while readers wait for the lock.
         drop(replaced);
         Ok(())

@@ -312,11 +312,6 @@ impl Shard {
     pub fn with_keyspace<R>(&self, look: impl FnOnce(&kvorum_keyspace::Keyspace) -> R) -> R {
         self.0.replica.with(|machine| look(machine.keyspace()))
     }
-
-    /// The shard's clock as this replica estimates it, milliseconds since the Unix epoch.
-    pub fn clock_ms(&self) -> u64 {
-        self.0.replica.clock.now_ms()
-    }
 }
 
 #[cfg(test)]

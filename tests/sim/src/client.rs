@@ -34,8 +34,6 @@ const GENERATION: Duration = Duration::from_millis(1200);
 const REGISTERS: u64 = 5;
 /// Counters of a run.
 const COUNTERS: u64 = 3;
-/// How far a clock may run ahead while its server is cut off, microseconds: three parts in twenty of some four seconds.
-const LONELY_CLOCK_US: u64 = 600_000;
 /// A key that expires is read for so long after it was written.
 const EXPIRING_FOR: Duration = Duration::from_secs(6);
 
@@ -318,9 +316,8 @@ impl Client {
         let ended = self.event();
         let lived_us = self.town.trace.now_us() - begun_us;
         let mut books = self.town.books.lock();
-        // The log's clock is slewed by a tenth at most, and a machine's is a twentieth fast at most. A new leader that was cut
-        // off has done both alone for as long, and the log's clock takes that over at once.
-        if !there && lived_us + LONELY_CLOCK_US < life_ms * 800 {
+        // The log's clock is slewed by a tenth at most, and a machine's is a twentieth fast at most.
+        if !there && lived_us < life_ms * 850 {
             books
                 .wrong
                 .get_or_insert(format!("{key} lived {lived_us} us, its time to live was {life_ms} ms"));
