@@ -99,6 +99,13 @@ impl Totals {
     }
 }
 
+impl Record<'_> {
+    /// Bytes that the key with this record counts for in the accounting of memory.
+    pub fn used_memory(&self, key: &[u8]) -> u64 {
+        Totals::of(key, self).bytes
+    }
+}
+
 impl Database {
     pub(crate) fn new(hash: Hash) -> Database {
         let tables = Tables { pages: vec![None; PAGES], hash, totals: Totals::default(), flushed: 0 };

@@ -32,6 +32,11 @@ impl Error {
     /// INCR and its kin would leave the signed 64-bit range.
     pub const OVERFLOW: Error = Error::new("ERR increment or decrement would overflow");
 
+    /// The command needs a key that is there.
+    pub const NO_SUCH_KEY: Error = Error::new("ERR no such key");
+    /// The database does not exist.
+    pub const DB_OUT_OF_RANGE: Error = Error::new("ERR DB index is out of range");
+
     /// The argument of EXPIRE and its kin, or of SET's options, is no time that can be.
     pub fn invalid_expire_time(command: &str) -> Error {
         Error(Cow::Owned(format!("ERR invalid expire time in '{command}' command")))
@@ -42,6 +47,15 @@ impl Error {
         let shown = String::from_utf8_lossy(&subcommand[..subcommand.len().min(128)]);
         Error::one_line(format!(
             "ERR unknown subcommand '{shown}'. Try {} HELP.",
+            container.to_ascii_uppercase()
+        ))
+    }
+
+    /// The same for a container that does not tell a wrong subcommand from a wrong number of arguments.
+    pub fn unknown_subcommand_or_arity(container: &str, subcommand: &[u8]) -> Error {
+        let shown = String::from_utf8_lossy(&subcommand[..subcommand.len().min(128)]);
+        Error::one_line(format!(
+            "ERR unknown subcommand or wrong number of arguments for '{shown}'. Try {} HELP.",
             container.to_ascii_uppercase()
         ))
     }

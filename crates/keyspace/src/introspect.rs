@@ -77,7 +77,7 @@ const HELP: &[&str] = &[
 /// A row by its full name: `set`, or `client|id`.
 fn find(name: &[u8]) -> Option<&'static Command> {
     match name.iter().position(|&b| b == b'|') {
-        Some(bar) => lookup(&name[..bar])?.subcommand(&name[bar + 1..]),
+        Some(bar) => lookup(&name[..bar]).filter(|row| !row.opaque)?.subcommand(&name[bar + 1..]),
         None => lookup(name),
     }
 }
@@ -114,8 +114,8 @@ fn info(row: &Command, out: &mut dyn Sink) {
     out.array(row.tips.len());
     row.tips.iter().for_each(|tip| out.bulk(tip.as_bytes()));
     key_specs(row, out);
-    out.array(row.subcommands.len());
-    row.subcommands.iter().for_each(|row| info(row, out));
+    out.array(row.shown_subcommands().len());
+    row.shown_subcommands().iter().for_each(|row| info(row, out));
 }
 
 fn statuses<'a>(names: impl Iterator<Item = &'a str>, out: &mut dyn Sink) {
@@ -129,14 +129,27 @@ fn key_specs(row: &Command, out: &mut dyn Sink) {
         out.array(0);
         return;
     };
-    out.array(1);
-    out.map(if row.key_notes.is_empty() { 3 } else { 4 });
-    if !row.key_notes.is_empty() {
+    if row.access_each.is_empty() {
+        out.array(1);
+        // Redis counts the last key from the first unless it counts from the end.
+        let last = if last < 0 { i64::from(last) } else { i64::from(last) - i64::from(first) };
+        key_spec(row.key_notes, row.access, i64::from(first), last, i64::from(step), out);
+        return;
+    }
+    out.array(row.access_each.len());
+    for (index, access) in (i64::from(first)..).zip(row.access_each) {
+        key_spec("", access, index, 0, 1, out);
+    }
+}
+
+fn key_spec(notes: &str, access: &[&str], first: i64, last: i64, step: i64, out: &mut dyn Sink) {
+    out.map(if notes.is_empty() { 3 } else { 4 });
+    if !notes.is_empty() {
         out.bulk(b"notes");
-        out.bulk(row.key_notes.as_bytes());
+        out.bulk(notes.as_bytes());
     }
     out.bulk(b"flags");
-    statuses(row.access.iter().copied(), out);
+    statuses(access.iter().copied(), out);
     out.bulk(b"begin_search");
     out.map(2);
     out.bulk(b"type");
@@ -144,18 +157,17 @@ fn key_specs(row: &Command, out: &mut dyn Sink) {
     out.bulk(b"spec");
     out.map(1);
     out.bulk(b"index");
-    out.int(i64::from(first));
+    out.int(first);
     out.bulk(b"find_keys");
     out.map(2);
     out.bulk(b"type");
     out.bulk(b"range");
     out.bulk(b"spec");
     out.map(3);
-    // Redis counts the last key from the first unless it counts from the end.
     out.bulk(b"lastkey");
-    out.int(if last < 0 { i64::from(last) } else { i64::from(last) - i64::from(first) });
+    out.int(last);
     out.bulk(b"keystep");
-    out.int(i64::from(step));
+    out.int(step);
     out.bulk(b"limit");
     out.int(0);
 }
@@ -177,10 +189,11 @@ fn docs_of(names: Args<'_>, out: &mut dyn Sink) -> Outcome {
 fn docs(row: &Command, out: &mut dyn Sink) {
     let fields = 3
         + usize::from(!row.complexity.is_empty())
-        + 3 * usize::from(row.deprecated.is_some())
+        + usize::from(row.syscmd || row.deprecated.is_some())
+        + 2 * usize::from(row.deprecated.is_some())
         + usize::from(!row.history.is_empty())
         + usize::from(!row.arguments.is_empty())
-        + usize::from(!row.subcommands.is_empty());
+        + usize::from(!row.shown_subcommands().is_empty());
     out.map(fields);
     field("summary", row.summary, out);
     field("since", row.since, out);
@@ -188,9 +201,12 @@ fn docs(row: &Command, out: &mut dyn Sink) {
     if !row.complexity.is_empty() {
         field("complexity", row.complexity, out);
     }
-    if let Some((since, replaced_by)) = row.deprecated {
+    if row.syscmd || row.deprecated.is_some() {
         out.bulk(b"doc_flags");
-        statuses(["deprecated"].into_iter(), out);
+        let flags = [(row.deprecated.is_some(), "deprecated"), (row.syscmd, "syscmd")];
+        statuses(flags.into_iter().filter_map(|(set, name)| set.then_some(name)), out);
+    }
+    if let Some((since, replaced_by)) = row.deprecated {
         field("deprecated_since", since, out);
         field("replaced_by", replaced_by, out);
     }
@@ -207,10 +223,10 @@ fn docs(row: &Command, out: &mut dyn Sink) {
         out.bulk(b"arguments");
         arguments(row.arguments, out);
     }
-    if !row.subcommands.is_empty() {
+    if !row.shown_subcommands().is_empty() {
         out.bulk(b"subcommands");
-        out.map(row.subcommands.len());
-        for row in row.subcommands {
+        out.map(row.shown_subcommands().len());
+        for row in row.shown_subcommands() {
             out.bulk(row.name.as_bytes());
             docs(row, out);
         }
@@ -252,7 +268,7 @@ fn arguments(list: &[Argument], out: &mut dyn Sink) {
         field("type", kind, out);
         if kind == "key" {
             out.bulk(b"key_spec_index");
-            out.int(0);
+            out.int(i64::from(argument.key_spec));
         }
         for (name, value) in [
             ("token", argument.token),
@@ -285,11 +301,12 @@ fn get_keys(args: Args<'_>, with_flags: bool, out: &mut dyn Sink) -> Outcome {
     let mut keys = Vec::new();
     row.for_each_key(args, &mut |key| keys.push(key.to_vec()));
     out.array(keys.len());
-    for key in keys {
+    for (n, key) in keys.into_iter().enumerate() {
         if with_flags {
             out.array(2);
             out.bulk(&key);
             let access = row.access_with.map_or(row.access, |access| access(args));
+            let access = row.access_each.get(n).copied().unwrap_or(access);
             statuses(access.iter().copied(), out);
         } else {
             out.bulk(&key);
@@ -299,7 +316,7 @@ fn get_keys(args: Args<'_>, with_flags: bool, out: &mut dyn Sink) -> Outcome {
 }
 
 fn list(filter: Args<'_>, out: &mut dyn Sink) -> Outcome {
-    let rows = || command::all().flat_map(|row| std::iter::once(row).chain(row.subcommands));
+    let rows = || command::all().flat_map(|row| std::iter::once(row).chain(row.shown_subcommands()));
     let names: Vec<&str> = match filter {
         [] => rows().map(|row| row.name).collect(),
         [by, kind, value] if by.eq_ignore_ascii_case(b"filterby") => {

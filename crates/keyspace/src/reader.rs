@@ -52,6 +52,20 @@ impl<'a> Reader<'a> {
         record
     }
 
+    /// The record of a key, counted as a hit or a miss, but not as a use of the key: what OBJECT IDLETIME answers
+    /// stays.
+    pub fn look(&self, key: &[u8]) -> Option<Record<'a>> {
+        self.get(key)
+    }
+
+    /// Calls `f` with the same view of another database.
+    pub(crate) fn with_db<T>(&self, db: u16, f: impl FnOnce(&Reader<'a>) -> T) -> T {
+        let other = Reader::new(self.keyspace, db, self.log_clock_ms, self.now_ms);
+        let result = f(&other);
+        self.waits_for.set(self.waits_for.get().max(other.waits_for.get()));
+        result
+    }
+
     /// The record of a key, not counted.
     pub fn peek(&self, key: &[u8]) -> Option<Record<'a>> {
         let at = self.keyspace.locate(key);

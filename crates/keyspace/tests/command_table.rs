@@ -13,7 +13,7 @@ const NEWER: [&str; 2] = ["client|setinfo", "client|no-touch"];
 
 fn rows() -> impl Iterator<Item = &'static Command> {
     command::all()
-        .flat_map(|row| std::iter::once(row).chain(row.subcommands))
+        .flat_map(|row| std::iter::once(row).chain(row.shown_subcommands()))
         .filter(|row| !NEWER.contains(&row.name))
 }
 

@@ -6,10 +6,13 @@
 
 mod cluster;
 mod connection;
+mod debug;
 mod expiry;
 mod generic;
 mod keys;
+mod memory;
 mod number;
+mod object;
 mod server;
 mod string;
 
@@ -31,6 +34,8 @@ pub struct Command {
     pub access: &'static [&'static str],
     /// The same for given arguments, where these decide (`variable_flags`).
     pub access_with: Option<fn(Args<'_>) -> &'static [&'static str]>,
+    /// The same for commands whose keys have a specification each: one list for every key, in order.
+    pub access_each: &'static [&'static [&'static str]],
     /// Note of the key specification, empty for none.
     pub key_notes: &'static str,
     /// Who runs it.
@@ -49,12 +54,17 @@ pub struct Command {
     pub tips: &'static [&'static str],
     /// COMMAND DOCS: since when it is deprecated and what replaces it.
     pub deprecated: Option<(&'static str, &'static str)>,
+    /// COMMAND DOCS: whether it is a command for the system, not for users.
+    pub syscmd: bool,
     /// COMMAND DOCS: version and change.
     pub history: &'static [(&'static str, &'static str)],
     /// COMMAND DOCS: the arguments after the name.
     pub arguments: &'static [Argument],
     /// Rows of the subcommands.
     pub subcommands: &'static [Command],
+    /// Whether COMMAND keeps silent about the subcommands. Then one error answers to a wrong subcommand and to a
+    /// wrong number of arguments: DEBUG.
+    pub opaque: bool,
 }
 
 /// Positions of a command's keys in its arguments.
@@ -109,6 +119,9 @@ pub fn all() -> impl Iterator<Item = &'static Command> {
         connection::COMMANDS,
         server::COMMANDS,
         cluster::COMMANDS,
+        object::COMMANDS,
+        memory::COMMANDS,
+        debug::COMMANDS,
     ]
     .into_iter()
     .flatten()
@@ -123,6 +136,7 @@ impl Command {
         keys: Keys::None,
         access: &[],
         access_with: None,
+        access_each: &[],
         key_notes: "",
         run: Run::Server,
         group: "",
@@ -132,15 +146,21 @@ impl Command {
         categories: &[],
         tips: &[],
         deprecated: None,
+        syscmd: false,
         history: &[],
         arguments: &[],
         subcommands: &[],
+        opaque: false,
     };
 
     /// The row that answers these arguments: the subcommand's when this is a container and one is named, else
     /// its own. Fails with Redis's text when the container has no such subcommand.
     pub fn resolve(&'static self, args: Args<'_>) -> Result<&'static Command, Error> {
         match args.get(1) {
+            Some(sub) if self.opaque => self
+                .subcommand(sub)
+                .filter(|row| row.check_arity(args).is_ok())
+                .ok_or_else(|| Error::unknown_subcommand_or_arity(self.name, sub)),
             Some(sub) if !self.subcommands.is_empty() => {
                 self.subcommand(sub).ok_or_else(|| Error::unknown_subcommand(self.name, sub))
             }
@@ -151,6 +171,11 @@ impl Command {
     /// The subcommand of that name, in any case.
     pub fn subcommand(&self, name: &[u8]) -> Option<&'static Command> {
         self.subcommands.iter().find(|row| row.subname().as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    /// The subcommands that COMMAND shows.
+    pub fn shown_subcommands(&self) -> &'static [Command] {
+        if self.opaque { &[] } else { self.subcommands }
     }
 
     /// The name without its container's: `id` of `client|id`.
@@ -332,6 +357,8 @@ pub struct Argument {
     pub since: &'static str,
     /// Version that deprecated it, empty for none.
     pub deprecated_since: &'static str,
+    /// For a key: which of the command's key specifications it belongs to.
+    pub key_spec: u8,
     /// Whether it may be left out.
     pub optional: bool,
     /// Whether it may come several times.
@@ -395,7 +422,16 @@ impl Argument {
     }
 
     const fn new(name: &'static str, kind: ArgumentKind) -> Argument {
-        Argument { name, kind, token: "", since: "", deprecated_since: "", optional: false, multiple: false }
+        Argument {
+            name,
+            kind,
+            token: "",
+            since: "",
+            deprecated_since: "",
+            key_spec: 0,
+            optional: false,
+            multiple: false,
+        }
     }
 
     const fn token(mut self, token: &'static str) -> Argument {

@@ -1,30 +1,9 @@
 //! Numbers in arguments and values: Redis's strict rules.
 
 use crate::Error;
+pub(super) use crate::value::integer as parse;
 
-/// A signed 64-bit integer in its one canonical form: no blanks, no plus, no leading zero, no `-0`.
-pub(super) fn parse(bytes: &[u8]) -> Option<i64> {
-    let (negative, digits) = match bytes {
-        [b'-', digits @ ..] => (true, digits),
-        digits => (false, digits),
-    };
-    match digits {
-        [b'0'] if !negative => return Some(0),
-        [b'1'..=b'9', ..] if digits.len() <= 19 => {}
-        _ => return None,
-    }
-    let mut value = 0u64;
-    for digit in digits {
-        if !digit.is_ascii_digit() {
-            return None;
-        }
-        // At most 19 digits: cannot overflow 64 bits.
-        value = value * 10 + u64::from(digit - b'0');
-    }
-    if negative { 0i64.checked_sub_unsigned(value) } else { i64::try_from(value).ok() }
-}
-
-/// The same, as an argument or stored value of a command.
+/// [`parse`], as an argument or stored value of a command.
 pub(super) fn integer(bytes: &[u8]) -> Result<i64, Error> {
     parse(bytes).ok_or(Error::NOT_AN_INTEGER)
 }

@@ -39,6 +39,23 @@ pub struct Record<'a> {
     pub deadline_ms: Option<u64>,
 }
 
+impl Record<'_> {
+    /// Redis's name of the way the value is kept.
+    pub fn encoding(&self) -> &'static str {
+        self.value.encoding()
+    }
+
+    /// What Redis counts as owners of the value: it shares small integers.
+    pub fn refcount(&self) -> i64 {
+        const SHARED: std::ops::Range<i64> = 0..10_000;
+        let ValueRef::String(bytes) = self.value;
+        match crate::value::integer(bytes) {
+            Some(number) if SHARED.contains(&number) => i64::from(i32::MAX),
+            _ => 1,
+        }
+    }
+}
+
 #[derive(Clone, Default, Debug)]
 pub(super) struct Segment {
     /// The low byte of each record's hash.
