@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use kvorum::Password;
 use serde::Deserialize;
 
 /// The peer port of a server stands this far above its base port.
@@ -97,6 +98,9 @@ settings! {
     snapshot_log_bytes: u64 = 64 << 20,
     /// Bytes of a snapshot written to disk in a second, so that others get at it; 0 for no limit [default: 67108864]
     snapshot_bytes_per_second: u64 = 64 << 20,
+    /// Password that clients must give (AUTH, HELLO); better in the file or the environment, for everybody on the machine
+    /// sees the command line; empty for none [default: ]
+    requirepass: Password = Password::default(),
     /// Most client connections of one port at a time [default: 10000]
     maxclients: u32 = 10_000,
     /// Close a client connection that was idle for this many seconds; 0 for never [default: 0]

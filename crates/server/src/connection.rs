@@ -21,7 +21,7 @@ use crate::clients::Client;
 use crate::dispatch::{self, Course};
 use crate::engine::{Engine, Failure};
 use crate::port::{Place, Port, Replica};
-use crate::resp::{Protocol, RequestDecoder, RespSink};
+use crate::resp::{Limits, MAX_BULK_BYTES, Protocol, RequestDecoder, RespSink};
 use crate::session::{Action, Next, Session};
 use crate::stats::{Tally, count_error};
 use kvorum_cluster::View;
@@ -247,7 +247,7 @@ impl<E> Drop for Registration<E> {
 pub(crate) async fn serve<E: Engine>(shared: Arc<Shared<E>>, stream: TcpStream, client: Arc<Client>) {
     let _registration = Registration(Arc::clone(&shared), Arc::clone(&client));
     let mut connection = Connection {
-        session: Session::new(Arc::clone(&client)),
+        session: Session::new(Arc::clone(&client), &shared.port),
         engine: shared.engine(),
         shared: Arc::clone(&shared),
         client: Arc::clone(&client),
@@ -416,7 +416,12 @@ impl<E: Engine> Connection<E> {
         let mut decoder = std::mem::take(&mut self.decoder);
         let mut requests = 0;
         while requests < TURN_REQUESTS && !self.wants_bytes && self.may_look() {
-            match decoder.next() {
+            // It may have authenticated just now.
+            let limits = Limits {
+                bulk_bytes: MAX_BULK_BYTES,
+                stranger: self.session.lacks_password(&self.shared.port),
+            };
+            match decoder.next(limits) {
                 Ok(Some(args)) => {
                     requests += 1;
                     self.session.begin();
@@ -497,7 +502,7 @@ impl<E: Engine> Connection<E> {
 
     /// Looks at one request. The session knows by now whether its reply is wanted.
     async fn look(&mut self, args: Args<'_>) {
-        match self.session.on_request(args) {
+        match self.session.on_request(args, &self.shared.port) {
             Action::Run(command) => {
                 let terms = Terms {
                     db: self.session.db,

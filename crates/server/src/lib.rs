@@ -12,6 +12,7 @@ mod clients;
 mod connection;
 mod dispatch;
 mod engine;
+mod password;
 mod port;
 mod resp;
 mod serve;
@@ -21,4 +22,5 @@ mod stats;
 #[cfg(test)]
 mod testing;
 
+pub use password::Password;
 pub use serve::{ServeConfig, ServeError, serve};

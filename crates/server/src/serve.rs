@@ -6,6 +6,7 @@
 use crate::clients::Client;
 use crate::connection::{self, Shared};
 use crate::engine::{Engine, NodeReplica};
+use crate::password::{Password, RequirePass};
 use crate::port::{Port, Replica};
 use crate::settings::Settings;
 use crate::stats::SAMPLE_INTERVAL;
@@ -38,6 +39,8 @@ const FULL: &[u8] = b"-ERR max number of clients reached\r\n";
 pub struct ServeConfig {
     /// Address to listen on.
     pub bind: IpAddr,
+    /// What clients must give before they may do anything else; empty for nothing.
+    pub requirepass: Password,
     /// Most connections of one port at a time.
     pub max_clients: u32,
     /// Close a connection that was silent for this long; zero for never. Whole seconds.
@@ -50,6 +53,7 @@ impl Default for ServeConfig {
     fn default() -> ServeConfig {
         ServeConfig {
             bind: IpAddr::from([127, 0, 0, 1]),
+            requirepass: Password::default(),
             max_clients: 10_000,
             idle_timeout: Duration::ZERO,
             failover_hold: Duration::from_secs(3),
@@ -154,6 +158,7 @@ impl Ports {
         let settings = Settings {
             bind: self.config.bind.to_string(),
             dir: node.dir.display().to_string(),
+            requirepass: RequirePass::new(self.config.requirepass.clone()),
             timeout_s: self.config.idle_timeout.as_secs().into(),
             maxclients: u64::from(self.config.max_clients).into(),
             tcp_keepalive_s: TCP_KEEPALIVE_S.into(),

@@ -3,6 +3,7 @@
 //! Names are Redis's where Redis has the setting. Every value shown is true of this server; settings of Redis
 //! that have no meaning here are not shown.
 
+use crate::password::{Password, RequirePass};
 use crate::port::Place;
 use crate::resp::MAX_BULK_BYTES;
 use kvorum_cluster::{Durability, Mode};
@@ -17,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) bind: String,
     /// Folder of the server's data.
     pub(crate) dir: String,
+    /// What clients must give before they may do anything else.
+    pub(crate) requirepass: RequirePass,
     /// Close a connection that was idle for this many seconds; 0 for never.
     pub(crate) timeout_s: AtomicU64,
     /// Most connections at a time.
@@ -75,20 +78,21 @@ const CHANGEABLE: [Changeable; 4] = [
 
 /// CONFIG GET: names and values of the settings that match one of the patterns.
 pub(crate) fn get(place: Place<'_>, patterns: &[&[u8]], out: &mut dyn Sink) {
-    let settings: Vec<(&str, String)> = table(place)
+    let settings: Vec<(&str, Vec<u8>)> = table(place)
         .into_iter()
         .filter(|(name, _)| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes(), true)))
         .collect();
     out.map(settings.len());
     for (name, value) in settings {
         out.bulk(name.as_bytes());
-        out.bulk(value.as_bytes());
+        out.bulk(&value);
     }
 }
 
 /// CONFIG SET: all of the settings or none.
 pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
     let mut changes: Vec<(&Changeable, u64)> = Vec::new();
+    let mut password = None;
     let mut seen: Vec<String> = Vec::new();
     for pair in pairs.chunks(2) {
         let name = String::from_utf8_lossy(pair[0]).to_lowercase();
@@ -107,7 +111,12 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
             return refuse("duplicate parameter");
         }
         let Some(rule) = CHANGEABLE.iter().find(|rule| rule.name == name) else {
-            if current.as_bytes() == *value {
+            if name == "requirepass" {
+                password = Some(Password::from(*value));
+                seen.push(name);
+                continue;
+            }
+            if current == *value {
                 // What is so already can be wished for.
                 continue;
             }
@@ -128,11 +137,14 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
     for (rule, value) in changes {
         (rule.value)(&place.port.settings).store(value, Ordering::Relaxed);
     }
+    if let Some(password) = password {
+        place.port.settings.requirepass.set(password);
+    }
     Ok(())
 }
 
 /// All settings with their values.
-fn table(place: Place<'_>) -> Vec<(&'static str, String)> {
+fn table(place: Place<'_>) -> Vec<(&'static str, Vec<u8>)> {
     let settings = &place.port.settings;
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let durability = place.replica.map(|replica| replica.view().topology.durability);
@@ -157,7 +169,6 @@ fn table(place: Place<'_>) -> Vec<(&'static str, String)> {
             }
             .to_owned(),
         ),
-        ("requirepass", String::new()),
         ("masterauth", String::new()),
         ("slave-read-only", yes_no(true)),
         ("replica-read-only", yes_no(true)),
@@ -178,5 +189,7 @@ fn table(place: Place<'_>) -> Vec<(&'static str, String)> {
     if let Some(durability) = durability {
         table.push(("durability", durability.to_string()));
     }
+    let mut table: Vec<_> = table.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
+    table.push(("requirepass", settings.requirepass.get().reveal().to_vec()));
     table
 }

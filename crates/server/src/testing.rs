@@ -1,6 +1,7 @@
 //! For the tests of this crate: a port, and a replica that does as a test tells it, with a real keyspace.
 
 use crate::engine::{Engine, Failure};
+use crate::password::RequirePass;
 use crate::port::{KeyspaceFacts, Port, Replica, Standing};
 use crate::resp::RespSink;
 use crate::settings::Settings;
@@ -284,6 +285,7 @@ pub(crate) fn port() -> Port {
     let settings = Settings {
         bind: "127.0.0.1".to_owned(),
         dir: "/data".to_owned(),
+        requirepass: RequirePass::default(),
         timeout_s: 0.into(),
         maxclients: 10_000.into(),
         tcp_keepalive_s: 300.into(),

@@ -1,7 +1,7 @@
 //! `kvorum healthcheck`: asks the server on this machine whether it works; the exit code is the answer.
 //!
 //! For whoever restarts or waits for servers and has no client at hand: container engines, init systems. It asks the peer port who the
-//! server is, and each client port that has a replica for a `PONG`. A server that waits to be taken into a cluster is well. Whether the
+//! server is, and each client port that has a replica for a `PONG`; a port that asks for a password answers, too. A server that waits to be taken into a cluster is well. Whether the
 //! *cluster* serves is another question, which no restart of this server answers: `kvorum cluster status`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -77,13 +77,18 @@ fn ports(server: &Description, base_port: u16) -> Result<Vec<u16>> {
 
 async fn ping(host: IpAddr, port: u16) -> Result<()> {
     const PONG: &[u8] = b"+PONG\r\n";
+    const NO_AUTH: &[u8] = b"-NOAUTH Authentication required.\r\n";
     let mut stream = TcpStream::connect((host, port)).await.context("connecting")?;
     stream.write_all(b"PING\r\n").await.context("sending")?;
     let mut reply = Vec::new();
     while !reply.ends_with(b"\n") && reply.len() < 1024 {
         ensure!(stream.read_buf(&mut reply).await.context("reading")? > 0, "closed without an answer");
     }
-    ensure!(reply == PONG, "PING is answered with {:?}", String::from_utf8_lossy(&reply).trim_end());
+    ensure!(
+        [PONG, NO_AUTH].contains(&reply.as_slice()),
+        "PING is answered with {:?}",
+        String::from_utf8_lossy(&reply).trim_end()
+    );
     Ok(())
 }
 
@@ -141,8 +146,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_pong_is_well() {
+    async fn only_a_pong_or_a_question_for_the_password_is_well() {
         answering(b"+PONG\r\n").await.unwrap();
+        answering(b"-NOAUTH Authentication required.\r\n").await.unwrap();
         for reply in [&b"-LOADING wait\r\n"[..], b"-ERR max number of clients reached\r\n", b"+PO"] {
             assert!(answering(reply).await.is_err(), "{}", String::from_utf8_lossy(reply));
         }

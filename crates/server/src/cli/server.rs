@@ -127,6 +127,7 @@ fn explain(error: ServeError) -> anyhow::Error {
 fn serve_config(config: &Config) -> ServeConfig {
     ServeConfig {
         bind: config.bind,
+        requirepass: config.requirepass.clone(),
         max_clients: config.maxclients,
         idle_timeout: Duration::from_secs(config.timeout),
         failover_hold: Duration::from_millis(config.failover_hold_ms),

@@ -136,6 +136,47 @@ async fn a_pipeline_is_answered_in_its_order() {
     );
 }
 
+/// StackExchange.Redis sends its whole handshake at once; a reply that is lost would shift all those behind it.
+#[tokio::test]
+async fn a_wrong_password_within_a_pipeline_costs_no_reply() {
+    const NO_AUTH: &str = "-NOAUTH Authentication required.\r\n";
+    const WRONG: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    server.shared.port.settings.requirepass.set("secret".parse().unwrap());
+    let mut client = server.client().await;
+    client
+        .send(
+            "AUTH wrong\r\nHELLO 3\r\nCLIENT SETNAME x\r\nCONFIG GET timeout\r\nGET bar\r\nSET bar 1\r\nECHO tracer\r\n\
+             NOPE\r\nAUTH secret\r\nSET bar 1\r\nAUTH wrong\r\nGET bar\r\nECHO tracer\r\n",
+        )
+        .await;
+    client.expect(WRONG).await;
+    client.expect("-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time\r\n").await;
+    client.expect(&NO_AUTH.repeat(5)).await;
+    client.expect("-ERR unknown command 'NOPE', with args beginning with: \r\n+OK\r\n+OK\r\n").await;
+    client.expect(WRONG).await;
+    client.expect("$1\r\n1\r\n$6\r\ntracer\r\n").await;
+}
+
+#[tokio::test]
+async fn who_has_not_authenticated_sends_small_requests() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    server.shared.port.settings.requirepass.set("secret".parse().unwrap());
+    let mut client = server.client().await;
+    client.send("PING\r\n*11\r\n").await;
+    client
+        .expect(
+            "-NOAUTH Authentication required.\r\n-ERR Protocol error: unauthenticated multibulk length\r\n",
+        )
+        .await;
+    client.expect_end().await;
+    // What is behind an AUTH in the same bytes is that of a client that has authenticated.
+    let mut client = server.client().await;
+    client.send("*2\r\n$4\r\nAUTH\r\n$6\r\nsecret\r\n*12\r\n$3\r\nDEL\r\n").await;
+    client.send(&"$3\r\nbar\r\n".repeat(11)).await;
+    client.expect("+OK\r\n:0\r\n").await;
+}
+
 #[tokio::test]
 async fn a_read_does_not_overtake_a_write_that_is_pending() {
     let replica = Scripted::leading(Mode::Cluster);

@@ -16,12 +16,17 @@ use redis_protocol::resp2::decode::decode_range;
 use redis_protocol::resp2::types::RangeFrame;
 use std::borrow::Cow;
 
-/// Most arguments of one request.
-const MAX_ARGUMENTS: i64 = 1024 * 1024;
+/// Most arguments of one request: as Redis 7.0, whose limit is that of a C `int`. What a client announces costs nothing; what
+/// it sends is bounded by `client-query-buffer-limit`.
+const MAX_ARGUMENTS: i64 = i32::MAX as i64;
 /// Longest inline request, and longest length line.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 /// `proto-max-bulk-len`: the largest argument.
 pub(crate) const MAX_BULK_BYTES: i64 = 512 * 1024 * 1024;
+/// Most arguments of a request of a client that has not authenticated.
+const MAX_STRANGER_ARGUMENTS: i64 = 10;
+/// The largest argument of a client that has not authenticated.
+const MAX_STRANGER_BULK_BYTES: i64 = 16 * 1024;
 /// A buffer that grew beyond this for a large request is given back once it is empty.
 const KEEP_BYTES: usize = 256 * 1024;
 
@@ -46,8 +51,21 @@ const TOO_BIG_COUNT: ProtocolError =
     ProtocolError(Cow::Borrowed("ERR Protocol error: too big mbulk count string"));
 const TOO_BIG_LENGTH: ProtocolError =
     ProtocolError(Cow::Borrowed("ERR Protocol error: too big bulk count string"));
+const STRANGER_COUNT: ProtocolError =
+    ProtocolError(Cow::Borrowed("ERR Protocol error: unauthenticated multibulk length"));
+const STRANGER_LENGTH: ProtocolError =
+    ProtocolError(Cow::Borrowed("ERR Protocol error: unauthenticated bulk length"));
 const UNBALANCED_QUOTES: ProtocolError =
     ProtocolError(Cow::Borrowed("ERR Protocol error: unbalanced quotes in request"));
+
+/// How much a client may send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Limits {
+    /// The largest argument.
+    pub(crate) bulk_bytes: i64,
+    /// Whether the client has yet to authenticate: then a request is small.
+    pub(crate) stranger: bool,
+}
 
 /// Finds requests in the bytes of one connection.
 #[derive(Debug, Default)]
@@ -111,12 +129,12 @@ impl RequestDecoder {
 
     /// The next complete request, never without arguments; `None` when more bytes are needed. After an error
     /// there is nothing more to get.
-    pub(crate) fn next(&mut self) -> Result<Option<ArgVec<'_>>, ProtocolError> {
+    pub(crate) fn next(&mut self, limits: Limits) -> Result<Option<ArgVec<'_>>, ProtocolError> {
         loop {
             match self.scan.expects {
                 Expects::Request => match self.buffer.get(self.scan.at) {
                     None => return Ok(None),
-                    Some(b'*') => match self.scan_count()? {
+                    Some(b'*') => match self.scan_count(limits)? {
                         None => return Ok(None),
                         // As Redis: `*0` and `*-1` ask for nothing.
                         Some(0) => self.finish(self.scan.at),
@@ -131,7 +149,7 @@ impl RequestDecoder {
                     }
                 },
                 Expects::Length { arguments: 0 } => return self.decode().map(Some),
-                Expects::Length { arguments } => match self.scan_length()? {
+                Expects::Length { arguments } => match self.scan_length(limits)? {
                     None => return Ok(None),
                     Some(bytes) => self.scan.expects = Expects::Bytes { bytes, arguments: arguments - 1 },
                 },
@@ -171,9 +189,14 @@ impl RequestDecoder {
     }
 
     /// Passes over `*<count>` and its line break.
-    fn scan_count(&mut self) -> Result<Option<usize>, ProtocolError> {
+    fn scan_count(&mut self, limits: Limits) -> Result<Option<usize>, ProtocolError> {
         let Some(digits) = self.header(TOO_BIG_COUNT)? else { return Ok(None) };
         match parse_integer(&self.buffer[digits.clone()]) {
+            Some(count)
+                if limits.stranger && (MAX_STRANGER_ARGUMENTS + 1..=MAX_ARGUMENTS).contains(&count) =>
+            {
+                Err(STRANGER_COUNT)
+            }
             Some(count) if count <= MAX_ARGUMENTS => {
                 self.scan.at = digits.end + 2;
                 Ok(Some(usize::try_from(count).unwrap_or(0)))
@@ -183,7 +206,7 @@ impl RequestDecoder {
     }
 
     /// Passes over `$<length>` and its line break.
-    fn scan_length(&mut self) -> Result<Option<usize>, ProtocolError> {
+    fn scan_length(&mut self, limits: Limits) -> Result<Option<usize>, ProtocolError> {
         let Some(digits) = self.header(TOO_BIG_LENGTH)? else { return Ok(None) };
         let kind = self.buffer[self.scan.at];
         if kind != b'$' {
@@ -192,7 +215,12 @@ impl RequestDecoder {
             return Err(ProtocolError(Cow::Owned(format!("ERR Protocol error: expected '$', got '{got}'"))));
         }
         match parse_integer(&self.buffer[digits.clone()]) {
-            Some(length @ 0..=MAX_BULK_BYTES) => {
+            Some(length)
+                if limits.stranger && (MAX_STRANGER_BULK_BYTES + 1..=limits.bulk_bytes).contains(&length) =>
+            {
+                Err(STRANGER_LENGTH)
+            }
+            Some(length) if (0..=limits.bulk_bytes).contains(&length) => {
                 self.scan.at = digits.end + 2;
                 Ok(Some(usize::try_from(length).unwrap_or(0)))
             }
@@ -255,6 +283,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const LIMITS: Limits = Limits { bulk_bytes: MAX_BULK_BYTES, stranger: false };
+
     /// All requests in `bytes`, fed in pieces of `step`, and the error that ended them.
     fn decode(bytes: &[u8], step: usize) -> (Vec<Vec<Vec<u8>>>, Option<String>) {
         let mut decoder = RequestDecoder::default();
@@ -262,7 +292,7 @@ mod tests {
         for piece in bytes.chunks(step.max(1)) {
             decoder.buffer(piece.len()).extend_from_slice(piece);
             loop {
-                match decoder.next() {
+                match decoder.next(LIMITS) {
                     Ok(Some(arguments)) => {
                         requests.push(arguments.iter().map(|argument| argument.to_vec()).collect());
                     }
@@ -313,7 +343,7 @@ mod tests {
             (b"*01\r\n".to_vec(), "invalid multibulk length"),
             (b"*+1\r\n".to_vec(), "invalid multibulk length"),
             (b"*1\rx$4\r\n".to_vec(), "invalid multibulk length"),
-            (b"*1048577\r\n".to_vec(), "invalid multibulk length"),
+            (b"*2147483648\r\n".to_vec(), "invalid multibulk length"),
             (b"*9223372036854775808\r\n".to_vec(), "invalid multibulk length"),
             (b"*1\r\n$-1\r\n".to_vec(), "invalid bulk length"),
             (b"*1\r\n$04\r\n".to_vec(), "invalid bulk length"),
@@ -333,6 +363,25 @@ mod tests {
             assert!(requests.is_empty(), "{shown}");
             assert_eq!(error, Some(format!("ERR Protocol error: {text}")), "{shown}");
         }
+    }
+
+    #[test]
+    fn who_has_not_authenticated_sends_small_requests() {
+        let of = |bytes: &[u8]| {
+            let mut decoder = RequestDecoder::default();
+            decoder.buffer(bytes.len()).extend_from_slice(bytes);
+            let stranger =
+                decoder.next(Limits { stranger: true, ..LIMITS }).map(|args| args.map(|args| args.len()));
+            stranger.map_err(|error| error.text().to_owned())
+        };
+        assert_eq!(of(b"*10\r\n$1\r\n"), Ok(None));
+        assert_eq!(of(b"*1\r\n$16384\r\n"), Ok(None));
+        assert_eq!(of(b"*1\r\n$1\r\nx\r\n*11\r\n"), Ok(Some(1)));
+        let refused = |text: &str| Err(format!("ERR Protocol error: {text}"));
+        assert_eq!(of(b"*11\r\n"), refused("unauthenticated multibulk length"));
+        assert_eq!(of(b"*2147483648\r\n"), refused("invalid multibulk length"));
+        assert_eq!(of(b"*1\r\n$16385\r\n"), refused("unauthenticated bulk length"));
+        assert_eq!(of(b"*1\r\n$536870913\r\n"), refused("invalid bulk length"));
     }
 
     #[test]
@@ -356,7 +405,7 @@ mod tests {
     fn announced_sizes_reserve_nothing() {
         let mut decoder = RequestDecoder::default();
         decoder.buffer(64).extend_from_slice(b"*1048576\r\n$536870912\r\nx");
-        assert_eq!(decoder.next(), Ok(None));
+        assert_eq!(decoder.next(LIMITS), Ok(None));
         assert!(decoder.buffer(64).capacity() < 1 << 20);
     }
 

@@ -6,7 +6,7 @@
 //! data or at the cluster are to be served after everything before them has been answered
 //! ([`Action::Serve`]'s `in_order`), so that `SET` and then `INFO` agree.
 //!
-//! Left out: users and passwords (a client is authenticated from the start), MULTI, subscriptions.
+//! Left out: users (there is one, `default`), MULTI, subscriptions.
 
 mod client;
 mod cluster;
@@ -16,12 +16,19 @@ mod server;
 mod tests;
 
 use crate::clients::Client;
-use crate::port::Place;
+use crate::port::{Place, Port};
 use crate::resp::{Protocol, RespSink};
 use kvorum_cluster::Mode;
-use kvorum_keyspace::{Args, Command, Error, Outcome, Run, Sink, introspect, lookup, unknown_command};
+use kvorum_keyspace::{Args, Command, Error, Flags, Outcome, Run, Sink, introspect, lookup, unknown_command};
 use std::sync::Arc;
 use std::time::Duration;
+
+const NO_AUTH: Error = Error::new("NOAUTH Authentication required.");
+const WRONG_PASSWORD: Error = Error::new("WRONGPASS invalid username-password pair or user is disabled.");
+const HELLO_NO_AUTH: Error = Error::new(
+    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option \
+     can be used to authenticate the client and select the RESP protocol version at the same time",
+);
 
 /// State of one client.
 #[derive(Debug)]
@@ -30,6 +37,8 @@ pub(crate) struct Session {
     pub(crate) db: u16,
     /// Whether READONLY was given: reads may be served by a follower.
     pub(crate) readonly: bool,
+    /// Whether the client gave the password, or came when none was asked for.
+    authenticated: bool,
     protocol: Protocol,
     name: Vec<u8>,
     replies: Replies,
@@ -86,10 +95,11 @@ pub(crate) enum Next {
 
 impl Session {
     /// A client that has not said anything yet.
-    pub(crate) fn new(client: Arc<Client>) -> Session {
+    pub(crate) fn new(client: Arc<Client>, port: &Port) -> Session {
         Session {
             db: 0,
             readonly: false,
+            authenticated: !port.settings.requirepass.is_set(),
             protocol: Protocol::Resp2,
             name: Vec::new(),
             replies: Replies::On,
@@ -125,8 +135,14 @@ impl Session {
         self.muted = muted;
     }
 
+    /// Whether the client has to give the password before anything else. Who came while there was none stays in,
+    /// and nobody has to once there is none any more.
+    pub(crate) fn lacks_password(&self, port: &Port) -> bool {
+        !self.authenticated && port.settings.requirepass.is_set()
+    }
+
     /// Looks at a request. `args` is not empty.
-    pub(crate) fn on_request(&self, args: Args<'_>) -> Action {
+    pub(crate) fn on_request(&self, args: Args<'_>, port: &Port) -> Action {
         let Some(top) = lookup(args[0]) else {
             return Action::Refuse { command: None, error: unknown_command(args) };
         };
@@ -136,6 +152,9 @@ impl Session {
         };
         if let Err(error) = command.check_arity(args) {
             return Action::Refuse { command: Some(command), error };
+        }
+        if self.lacks_password(port) && !command.flags.has(Flags::NO_AUTH) {
+            return Action::Refuse { command: Some(command), error: NO_AUTH };
         }
         match command.run {
             Run::Read(_) | Run::Write(_) => Action::Run(command),
@@ -180,11 +199,11 @@ impl Session {
             "select" => self.select(args, place, out)?,
             "hello" => self.hello(args, place, out)?,
             "auth" => {
-                self.auth(args)?;
+                self.auth(args, place.port)?;
                 out.ok();
             }
             "reset" => {
-                self.reset();
+                self.reset(place.port);
                 out.set_protocol(self.protocol);
                 out.simple("RESET");
             }
@@ -239,11 +258,11 @@ impl Session {
                 }
             },
         };
-        let mut name = None;
+        let (mut name, mut login) = (None, None);
         let mut options = args.get(2..).unwrap_or_default();
         while let [option, rest @ ..] = options {
             options = if option.eq_ignore_ascii_case(b"auth") && rest.len() >= 2 {
-                check_password(rest[0])?;
+                login = Some((rest[0], rest[1]));
                 &rest[2..]
             } else if option.eq_ignore_ascii_case(b"setname") && !rest.is_empty() {
                 client::check_name(rest[0], "Client names")?;
@@ -253,6 +272,13 @@ impl Session {
                 let text = format!("ERR Syntax error in HELLO option '{}'", String::from_utf8_lossy(option));
                 return Err(Error::one_line(text));
             };
+        }
+        if let Some((user, password)) = login {
+            self.log_in(user, password, place.port)?;
+        }
+        // As Redis: not even when the password was taken away since.
+        if !self.authenticated {
+            return Err(HELLO_NO_AUTH);
         }
         self.set_protocol(protocol);
         if let Some(name) = name {
@@ -280,18 +306,30 @@ impl Session {
         Ok(())
     }
 
-    fn auth(&self, args: Args<'_>) -> Outcome {
+    fn auth(&mut self, args: Args<'_>, port: &Port) -> Outcome {
         match args {
+            [_, password] if port.settings.requirepass.is_set() => self.log_in(b"default", password, port),
             [_, _] => Err(Error::new(
                 "ERR AUTH <password> called without any password configured for the default user. \
                  Are you sure your configuration is correct?",
             )),
-            [_, user, _] => check_password(user),
+            [_, user, password] => self.log_in(user, password, port),
             _ => Err(Error::SYNTAX),
         }
     }
 
-    fn reset(&mut self) {
+    /// Who fails stays what it was.
+    fn log_in(&mut self, user: &[u8], password: &[u8], port: &Port) -> Outcome {
+        let admitted = port.settings.requirepass.admits(password);
+        if user != b"default" || !admitted {
+            return Err(WRONG_PASSWORD);
+        }
+        self.authenticated = true;
+        Ok(())
+    }
+
+    fn reset(&mut self, port: &Port) {
+        self.authenticated = !port.settings.requirepass.is_set();
         self.db = 0;
         self.readonly = false;
         self.replies = Replies::On;
@@ -344,14 +382,6 @@ fn ping(args: Args<'_>, out: &mut RespSink) -> Outcome {
         _ => return Err(Error::wrong_arity("ping")),
     }
     Ok(())
-}
-
-/// There is one user, `default`, and any password is its password, as in a Redis without one.
-fn check_password(user: &[u8]) -> Outcome {
-    if user == b"default" {
-        return Ok(());
-    }
-    Err(Error::new("WRONGPASS invalid username-password pair or user is disabled."))
 }
 
 /// A signed 64-bit integer, or Redis's error.

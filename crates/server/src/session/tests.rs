@@ -3,7 +3,7 @@
 
 use super::{Action, Next, Session};
 use crate::port::{Place, Port, Replica};
-use crate::resp::{RequestDecoder, RespSink};
+use crate::resp::{Limits, MAX_BULK_BYTES, RequestDecoder, RespSink};
 use crate::testing::{Scripted, port};
 use kvorum_cluster::{Mode, ShardId};
 use kvorum_keyspace::Sink;
@@ -21,7 +21,7 @@ impl Conversation {
         let port = port();
         let client =
             port.clients.enter("127.0.0.1:50000".parse().unwrap(), "127.0.0.1:7000".parse().unwrap());
-        Conversation { port, replica, session: Session::new(client) }
+        Conversation { replica, session: Session::new(client, &port), port }
     }
 
     fn cluster() -> Conversation {
@@ -39,14 +39,15 @@ impl Conversation {
         decoder.buffer(requests.len() + 1).extend_from_slice(requests.as_bytes());
         decoder.buffer(1).push(b'\n');
         let mut replies = String::new();
-        while let Some(args) = decoder.next().unwrap() {
+        let limits = Limits { bulk_bytes: MAX_BULK_BYTES, stranger: false };
+        while let Some(args) = decoder.next(limits).unwrap() {
             let mut out = RespSink::new(self.session.protocol());
             let place = Place {
                 port: &self.port,
                 replica: self.replica.as_ref().map(|replica| replica as &dyn Replica),
             };
             self.session.begin();
-            let next = match self.session.on_request(&args) {
+            let next = match self.session.on_request(&args, &self.port) {
                 Action::Run(command) => {
                     replies += &format!("<{}>\r\n", command.name);
                     Next::Continue
@@ -203,6 +204,60 @@ fn hiredis_and_the_tools_of_redis() {
     assert!(client.say(&format!("CLUSTER REPLICAS {}", me.node_id)).starts_with("*2\r\n$"));
     client.expect("CLUSTER REPLICAS nosuch", "-ERR Unknown node nosuch\r\n");
     client.expect("QUIT", "+OK\r\n<close>");
+}
+
+const NO_AUTH: &str = "-NOAUTH Authentication required.\r\n";
+const WRONG_PASSWORD: &str = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+
+/// Each reply is that of a Redis 7.0.15 with `requirepass secret`.
+#[test]
+fn a_client_without_the_password_gets_nowhere() {
+    let mut client = Conversation::standalone();
+    client.expect(
+        "CONFIG SET requirepass secret\nPING\nAUTH wrong\nPING",
+        &format!("+OK\r\n+PONG\r\n{WRONG_PASSWORD}+PONG\r\n"),
+    );
+    client.expect("CONFIG GET requirepass", "*2\r\n$11\r\nrequirepass\r\n$6\r\nsecret\r\n");
+    client.expect("RESET", "+RESET\r\n");
+    for request in
+        ["PING", "GET a", "COMMAND", "INFO", "CLIENT SETNAME x", "CLIENT ID", "CONFIG SET requirepass ''"]
+    {
+        client.expect(request, NO_AUTH);
+    }
+    let hello = "-NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> \
+                 <pass> option can be used to authenticate the client and select the RESP protocol version at the same \
+                 time\r\n";
+    client.expect("HELLO\nHELLO 3\nHELLO 3 SETNAME x", &hello.repeat(3));
+    client.expect_errors(&[
+        ("HELLO 9", "NOPROTO unsupported protocol version"),
+        ("HELLO 3 SETNAME 'a b'", "ERR Client names cannot contain spaces, newlines or special characters."),
+        ("HELLO 3 AUTH default", "ERR Syntax error in HELLO option 'AUTH'"),
+        ("NOPE", "ERR unknown command 'NOPE', with args beginning with: "),
+        ("GET", "ERR wrong number of arguments for 'get' command"),
+        ("AUTH a b c", "ERR syntax error"),
+    ]);
+    for login in ["AUTH x", "AUTH default x", "AUTH nobody secret", "HELLO 3 SETNAME me AUTH default x"] {
+        client.expect(&format!("{login}\nPING"), &format!("{WRONG_PASSWORD}{NO_AUTH}"));
+    }
+    client.expect("AUTH secret\nCLIENT GETNAME\nRESET\nPING", &format!("+OK\r\n$-1\r\n+RESET\r\n{NO_AUTH}"));
+    client.expect("AUTH default secret\nPING\nRESET", "+OK\r\n+PONG\r\n+RESET\r\n");
+    let greeting = client.say("HELLO 3 AUTH default secret SETNAME me\nCLIENT GETNAME");
+    assert!(
+        greeting.starts_with("%7\r\n$6\r\nserver\r\n") && greeting.ends_with("$2\r\nme\r\n"),
+        "{greeting}"
+    );
+    client.expect("RESET\nQUIT", "+RESET\r\n+OK\r\n<close>");
+}
+
+#[test]
+fn nobody_has_to_give_a_password_that_was_taken_away() {
+    let mut client = Conversation::standalone();
+    client.expect("CONFIG SET requirepass secret\nRESET\nPING", &format!("+OK\r\n+RESET\r\n{NO_AUTH}"));
+    client.port.settings.requirepass.set(crate::Password::default());
+    client.expect("PING", "+PONG\r\n");
+    // As Redis: HELLO asks whether the client ever gave one.
+    assert!(client.say("HELLO").starts_with("-NOAUTH HELLO must be called"));
+    assert!(client.say("HELLO 2 AUTH default anything").starts_with("*14\r\n"));
 }
 
 #[test]
