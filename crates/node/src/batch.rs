@@ -1,8 +1,9 @@
 //! The commands of one client read that travel together to one shard, and where their replies go.
 
 use kvorum_keyspace::argv::{self, Malformed};
-use kvorum_keyspace::{ArgVec, Command, Sink, Slot};
+use kvorum_keyspace::{ArgVec, Args, Command, Sink, Slot};
 use std::any::Any;
+use std::time::Duration;
 
 /// Receives the replies of a [`Batch`], one per command and in order.
 pub trait ReplySink: Sink + Any + Send {
@@ -12,6 +13,12 @@ pub trait ReplySink: Sink + Any + Send {
     fn mark(&self) -> usize;
     /// Takes back every reply since `mark`: the batch has to be served another way.
     fn rewind(&mut self, mark: usize);
+    /// A command that runs for at least this long is [`slow`](ReplySink::slow); `None` when nobody wants to know.
+    fn slow_after(&self) -> Option<Duration> {
+        None
+    }
+    /// This command ran for so long, the log and the majority apart.
+    fn slow(&mut self, _command: &'static Command, _args: Args<'_>, _took: Duration) {}
 }
 
 /// Commands of one connection for one shard, in order.

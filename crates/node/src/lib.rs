@@ -22,6 +22,7 @@ mod proposer;
 mod replica;
 mod running;
 mod shard;
+mod stopwatch;
 mod views;
 
 pub use admin::{

@@ -5,6 +5,7 @@ use crate::batch::{Batch, ReplySink};
 use crate::clock::LogClock;
 use crate::platform::Observer;
 use crate::proposer::Submission;
+use crate::stopwatch::{Stopwatch, tell_if_slow};
 use bytes::Bytes;
 use kvorum_cluster::{Refusal, ReplicaId, ShardId, ShardMachine, ShardSnapshot, Unwitnessed, Witness};
 use kvorum_keyspace::{NullSink, Sink};
@@ -13,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// Commands read under one hold of the lock: apply waits no longer than these take.
@@ -113,12 +115,15 @@ impl Replica {
         while next < batch.len() {
             let machine = self.machine.read();
             let now_ms = now_ms(&machine);
-            for n in next..batch.len().min(next + READ_SLICE) {
+            let end = batch.len().min(next + READ_SLICE);
+            let mut watch = Stopwatch::start(out.slow_after());
+            for n in next..end {
                 match read_one(&machine, batch, n, now_ms, out) {
                     Ok(()) => {}
                     Err(Refusal::WaitForClock(clock_ms)) => return Err(Waiting { command: n, clock_ms }),
                     Err(refusal) => refuse(out, refusal),
                 }
+                watch.ran(batch, n, n + 1 == end, out);
             }
             next += READ_SLICE;
         }
@@ -183,8 +188,9 @@ impl Machine for Replica {
         match &mut submissions {
             None => machine.apply(entry.index, entry.term, data, &mut Unwitnessed),
             Some(submissions) => {
-                let mut replies = Replies { submissions, batch: 0, command: 0, null: NullSink };
+                let mut replies = Replies::new(submissions);
                 let outcome = machine.apply(entry.index, entry.term, data, &mut replies);
+                replies.note_time();
                 if outcome.is_ok() {
                     replies.run_reads(&machine);
                 }
@@ -276,9 +282,29 @@ struct Replies<'a> {
     batch: usize,
     command: usize,
     null: NullSink,
+    /// When the last command ended, if somebody wants to hear of slow ones.
+    since: Option<Instant>,
+    /// The write that runs: batch and command.
+    running: Option<(usize, usize)>,
 }
 
-impl Replies<'_> {
+impl<'a> Replies<'a> {
+    fn new(submissions: &'a mut [Submission]) -> Replies<'a> {
+        let wanted = submissions.iter().any(|submission| submission.out.slow_after().is_some());
+        let since = wanted.then(Instant::now);
+        Replies { submissions, batch: 0, command: 0, null: NullSink, since, running: None }
+    }
+
+    /// The command that ran has ended.
+    fn note_time(&mut self) {
+        let (Some(since), Some((batch, command))) = (self.since, self.running.take()) else { return };
+        let now = Instant::now();
+        self.since = Some(now);
+        if let Some(Submission { batch, out, .. }) = self.submissions.get_mut(batch) {
+            tell_if_slow(batch, command, now - since, &mut **out);
+        }
+    }
+
     /// Runs the reads that stand before the next write; stops at it.
     fn run_reads(&mut self, machine: &ShardMachine) {
         while let Some(submission) = self.submissions.get_mut(self.batch) {
@@ -290,6 +316,11 @@ impl Replies<'_> {
                 if let Err(refusal) = read_one(machine, batch, self.command, machine.clock_ms(), &mut **out) {
                     refuse(&mut **out, refusal);
                 }
+                if let Some(since) = self.since {
+                    let now = Instant::now();
+                    tell_if_slow(batch, self.command, now - since, &mut **out);
+                    self.since = Some(now);
+                }
                 self.command += 1;
             }
             self.batch += 1;
@@ -300,7 +331,9 @@ impl Replies<'_> {
 
 impl Witness for Replies<'_> {
     fn sink(&mut self, _: usize, before: &ShardMachine) -> &mut dyn Sink {
+        self.note_time();
         self.run_reads(before);
+        self.running = Some((self.batch, self.command));
         self.command += 1;
         match self.submissions.get_mut(self.batch) {
             Some(submission) => &mut *submission.out,

@@ -90,6 +90,11 @@ impl Client {
         change(&mut self.profile.lock());
     }
 
+    /// The name that the client gave itself.
+    pub(crate) fn name(&self) -> Vec<u8> {
+        self.profile.lock().name.clone()
+    }
+
     /// Ends the connection at once.
     pub(crate) fn kill(&self) {
         self.killed.store(true, Ordering::Release);

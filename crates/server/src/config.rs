@@ -105,6 +105,18 @@ settings! {
     maxclients: u32 = 10_000,
     /// Close a client connection that was idle for this many seconds; 0 for never [default: 0]
     timeout: u64 = 0,
+    /// How many seconds a client may be silent before TCP asks whether it is still there; 0 for never [default: 300]
+    tcp_keepalive: u64 = 300,
+    /// Commands that run for at least so many microseconds stand in the slow log; -1 for none [default: 10000]
+    slowlog_log_slower_than: i64 = 10_000,
+    /// Entries of a port's slow log [default: 128]
+    slowlog_max_len: u64 = 128,
+    /// What takes at least so many milliseconds is noted for LATENCY; 0 for nothing [default: 0]
+    latency_monitor_threshold: u64 = 0,
+    /// Whether the latencies of commands are counted, for LATENCY HISTOGRAM and INFO: true or false [default: true]
+    latency_tracking: bool = true,
+    /// Percentiles in INFO latencystats [default: 50 99 99.9]
+    latency_tracking_info_percentiles: Percentiles = Percentiles(vec![50.0, 99.0, 99.9]),
     /// Threads that serve clients; 0 for one per CPU [default: 0]
     client_threads: u16 = 0,
     /// Threads that run replication, apart from those of the clients; 0 for one per two CPUs, at least two
@@ -115,6 +127,29 @@ settings! {
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,kvorum_raft=debug`
     /// [default: info]
     log_level: String = "info".to_owned(),
+}
+
+/// Percentiles, each between 0 and 100, with blanks between them.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Percentiles(pub(crate) Vec<f64>);
+
+impl FromStr for Percentiles {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Percentiles, String> {
+        let one = |word: &str| match word.parse::<f64>() {
+            Ok(value) if (0.0..=100.0).contains(&value) => Ok(value),
+            _ => Err(format!("{word:?} is no number from 0 to 100")),
+        };
+        text.split_ascii_whitespace().map(one).collect::<Result<_, String>>().map(Percentiles)
+    }
+}
+
+impl TryFrom<String> for Percentiles {
+    type Error = String;
+    fn try_from(text: String) -> Result<Percentiles, String> {
+        text.parse()
+    }
 }
 
 /// Addresses to use in place of announced ones.
@@ -292,6 +327,12 @@ impl Config {
         }
         if self.maxclients == 0 {
             return refuse("maxclients", "must be at least 1".to_owned());
+        }
+        if self.slowlog_log_slower_than < -1 {
+            return refuse(
+                "slowlog-log-slower-than",
+                format!("{} is below -1", self.slowlog_log_slower_than),
+            );
         }
         for (key, threads) in [("client-threads", self.client_threads), ("raft-threads", self.raft_threads)] {
             if threads > 1024 {

@@ -23,6 +23,7 @@ use crate::engine::{Engine, Failure};
 use crate::port::{Place, Port, Replica};
 use crate::resp::{Limits, MAX_BULK_BYTES, Protocol, RequestDecoder, RespSink};
 use crate::session::{Action, Next, Session};
+use crate::slowlog::SlowCommand;
 use crate::stats::{Tally, count_error};
 use kvorum_cluster::View;
 use kvorum_keyspace::{Args, Command, Sink};
@@ -624,6 +625,7 @@ impl<E: Engine> Connection<E> {
     async fn read(&mut self, engine: &E, batch: Batch, commands: Commands, terms: Terms) {
         let since = Instant::now();
         self.out.set_protocol(terms.protocol);
+        self.out.watch_for_slow(self.shared.port.settings.slow_after());
         self.out.reset_counts();
         let mark = self.out.mark();
         let read = if terms.stale {
@@ -664,9 +666,19 @@ impl<E: Engine> Connection<E> {
             out.resolve_unserved(|slot| dispatch::redirection(view, engine.id(), slot));
         }
         let elapsed = since.elapsed();
+        let tracked = self.shared.port.settings.latency_tracking.load(Ordering::Relaxed);
+        // Reads of a batch run one after the other; when there is a write, all wait for its majority together.
+        let waited = commands.0.iter().any(|(command, _)| command.is_write());
+        let latency = if waited { elapsed } else { elapsed / u32::try_from(total).unwrap_or(u32::MAX) };
         for &(command, times) in &commands.0 {
             let share = elapsed.mul_f64(times as f64 / total as f64);
             self.tally.call(command, times as u64, share);
+            if tracked {
+                self.tally.latency(command, times as u64, latency);
+            }
+        }
+        for slow in out.take_slow() {
+            self.shared.port.note_slow(slow, &self.client);
         }
         for (index, text) in out.errors() {
             if let Some(command) = commands.get(index) {
@@ -874,7 +886,15 @@ impl<E: Engine> Connection<E> {
             }
             (next, error)
         });
-        self.tally.call(command, 1, since.elapsed());
+        let elapsed = since.elapsed();
+        let settings = &self.shared.port.settings;
+        self.tally.call(command, 1, elapsed);
+        if settings.latency_tracking.load(Ordering::Relaxed) {
+            self.tally.latency(command, 1, elapsed);
+        }
+        if settings.slow_after().is_some_and(|after| elapsed >= after) {
+            self.shared.port.note_slow(SlowCommand::new(command, args, elapsed), &self.client);
+        }
         if let Some(error) = failed {
             self.tally.fail(command);
             count_error(&self.shared.port.stats, &error);
@@ -936,6 +956,7 @@ impl<E: Engine> Connection<E> {
     fn sink(&mut self, protocol: Protocol) -> Box<RespSink> {
         let mut out = self.spare.pop().unwrap_or_default();
         out.set_protocol(protocol);
+        out.watch_for_slow(self.shared.port.settings.slow_after());
         out
     }
 }

@@ -12,15 +12,18 @@ mod clients;
 mod connection;
 mod dispatch;
 mod engine;
+mod histogram;
+mod latency;
 mod password;
 mod port;
 mod resp;
 mod serve;
 mod session;
 mod settings;
+mod slowlog;
 mod stats;
 #[cfg(test)]
 mod testing;
 
 pub use password::Password;
-pub use serve::{ServeConfig, ServeError, serve};
+pub use serve::{MeasureConfig, ServeConfig, ServeError, serve};

@@ -2,11 +2,13 @@
 //!
 //! To clients one port is one node of a Redis Cluster, so statistics, connections and settings are the port's.
 
-use crate::clients::Clients;
+use crate::clients::{Client, Clients};
+use crate::latency::{COMMAND, FAST_COMMAND, LatencyMonitor};
 use crate::settings::Settings;
+use crate::slowlog::{SlowCommand, SlowLog};
 use crate::stats::{KeyspaceCounts, PortStats};
 use kvorum_cluster::{Mode, ReplicaId, View};
-use kvorum_keyspace::Slot;
+use kvorum_keyspace::{Flags, Slot};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -28,13 +30,16 @@ pub(crate) struct Port {
     pub(crate) server_hex: String,
     /// When it was opened.
     pub(crate) started: Instant,
-    pub(crate) settings: Settings,
+    /// Shared by the ports of the server.
+    pub(crate) settings: Arc<Settings>,
     pub(crate) stats: PortStats,
     pub(crate) clients: Clients,
+    pub(crate) slowlog: SlowLog,
+    pub(crate) latency: LatencyMonitor,
 }
 
 impl Port {
-    pub(crate) fn new(number: u16, peer_port: u16, server_hex: String, settings: Settings) -> Port {
+    pub(crate) fn new(number: u16, peer_port: u16, server_hex: String, settings: Arc<Settings>) -> Port {
         Port {
             number,
             peer_port,
@@ -44,6 +49,17 @@ impl Port {
             settings,
             stats: PortStats::new(),
             clients: Clients::default(),
+            slowlog: SlowLog::default(),
+            latency: LatencyMonitor::default(),
+        }
+    }
+
+    /// A command of this client ran for longer than somebody wants to hear of.
+    pub(crate) fn note_slow(&self, slow: SlowCommand, client: &Client) {
+        let event = if slow.command.flags.has(Flags::FAST) { FAST_COMMAND } else { COMMAND };
+        self.latency.observe(event, slow.took, self.settings.latency_monitor_threshold());
+        if self.settings.slowlog_slower_than().is_some_and(|least| slow.took >= least) {
+            self.slowlog.push(slow, client.peer, &client.name(), self.settings.slowlog_max_len());
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::port::{Port, Replica};
 use crate::settings::Settings;
 use crate::stats::SAMPLE_INTERVAL;
 use kvorum_cluster::ShardId;
-use kvorum_node::{Node, ReadMode};
+use kvorum_node::{Node, NodeConfig, ReadMode};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,8 +25,6 @@ use tracing::{error, info, warn};
 
 /// Peer port = base port + this.
 const PEER_PORT_OFFSET: u16 = 98;
-/// Seconds of silence before TCP asks whether a client is still there.
-const TCP_KEEPALIVE_S: u64 = 300;
 /// Pause after a failed accept: out of file descriptors, most likely, which only time or a client can cure.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long connections may take to finish when the server stops.
@@ -45,8 +43,39 @@ pub struct ServeConfig {
     pub max_clients: u32,
     /// Close a connection that was silent for this long; zero for never. Whole seconds.
     pub idle_timeout: Duration,
+    /// How long a client may be silent before TCP asks whether it is still there; zero for never. Whole seconds.
+    pub tcp_keepalive: Duration,
     /// How long a client may be held while its shard elects a leader, before it gets `CLUSTERDOWN`.
     pub failover_hold: Duration,
+    /// What is measured of commands, and what is remembered of slow ones.
+    pub measure: MeasureConfig,
+}
+
+/// What is measured of commands, and what is remembered of slow ones.
+#[derive(Clone, PartialEq, Debug)]
+pub struct MeasureConfig {
+    /// Commands that run for at least so many microseconds stand in the slow log; negative for none.
+    pub slowlog_log_slower_than_us: i64,
+    /// Entries of a port's slow log.
+    pub slowlog_max_len: u64,
+    /// What takes at least so many milliseconds is noted for LATENCY; 0 for nothing.
+    pub latency_monitor_threshold_ms: u64,
+    /// Whether the latencies of commands are counted.
+    pub latency_tracking: bool,
+    /// Percentiles in INFO latencystats, each between 0 and 100.
+    pub latency_percentiles: Vec<f64>,
+}
+
+impl Default for MeasureConfig {
+    fn default() -> MeasureConfig {
+        MeasureConfig {
+            slowlog_log_slower_than_us: 10_000,
+            slowlog_max_len: 128,
+            latency_monitor_threshold_ms: 0,
+            latency_tracking: true,
+            latency_percentiles: vec![50.0, 99.0, 99.9],
+        }
+    }
 }
 
 impl Default for ServeConfig {
@@ -56,7 +85,9 @@ impl Default for ServeConfig {
             requirepass: Password::default(),
             max_clients: 10_000,
             idle_timeout: Duration::ZERO,
+            tcp_keepalive: Duration::from_secs(300),
             failover_hold: Duration::from_secs(3),
+            measure: MeasureConfig::default(),
         }
     }
 }
@@ -84,7 +115,8 @@ pub async fn serve(
     config: ServeConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let mut ports = Ports { node: node.clone(), config, open: BTreeMap::new() };
+    let settings = Arc::new(settings(&config, node.config()));
+    let mut ports = Ports { node: node.clone(), config, settings, open: BTreeMap::new() };
     let mut shards = node.shards();
     let mut views = node.views();
     tokio::pin!(shutdown);
@@ -103,10 +135,35 @@ pub async fn serve(
     served
 }
 
+/// What the ports share, as the server starts.
+fn settings(config: &ServeConfig, node: &NodeConfig) -> Settings {
+    Settings {
+        bind: config.bind.to_string(),
+        dir: node.dir.display().to_string(),
+        requirepass: RequirePass::new(config.requirepass.clone()),
+        timeout_s: config.idle_timeout.as_secs().into(),
+        maxclients: u64::from(config.max_clients).into(),
+        tcp_keepalive_s: config.tcp_keepalive.as_secs().into(),
+        failover_hold_ms: millis(config.failover_hold).into(),
+        election_timeout_ms: node.timing.election_max_ms,
+        write_timeout_ms: millis(node.write_timeout),
+        read_mode: match node.read_mode {
+            ReadMode::Lease => "lease",
+            ReadMode::Quorum => "quorum",
+        },
+        slowlog_log_slower_than_us: config.measure.slowlog_log_slower_than_us.into(),
+        slowlog_max_len: config.measure.slowlog_max_len.into(),
+        latency_monitor_threshold_ms: config.measure.latency_monitor_threshold_ms.into(),
+        latency_tracking: config.measure.latency_tracking.into(),
+        latency_percentiles: config.measure.latency_percentiles.clone().into(),
+    }
+}
+
 /// The open ports of a server.
 struct Ports {
     node: Node,
     config: ServeConfig,
+    settings: Arc<Settings>,
     open: BTreeMap<ShardId, OpenPort>,
 }
 
@@ -155,23 +212,8 @@ impl Ports {
         let address = SocketAddr::new(self.config.bind, number);
         let listener =
             TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
-        let settings = Settings {
-            bind: self.config.bind.to_string(),
-            dir: node.dir.display().to_string(),
-            requirepass: RequirePass::new(self.config.requirepass.clone()),
-            timeout_s: self.config.idle_timeout.as_secs().into(),
-            maxclients: u64::from(self.config.max_clients).into(),
-            tcp_keepalive_s: TCP_KEEPALIVE_S.into(),
-            failover_hold_ms: millis(self.config.failover_hold).into(),
-            election_timeout_ms: node.timing.election_max_ms,
-            write_timeout_ms: millis(node.write_timeout),
-            read_mode: match node.read_mode {
-                ReadMode::Lease => "lease",
-                ReadMode::Quorum => "quorum",
-            },
-        };
         let peer_port = node.base_port + PEER_PORT_OFFSET;
-        let port = Port::new(number, peer_port, self.node.server().server_hex, settings);
+        let port = Port::new(number, peer_port, self.node.server().server_hex, Arc::clone(&self.settings));
         let shared = Arc::new(Shared::new(port));
         let (stop, stopped) = watch::channel(());
         let task = tokio::spawn(listen(listener, Arc::clone(&shared), stopped));

@@ -1,20 +1,22 @@
-//! What CONFIG GET shows and CONFIG SET changes.
+//! What CONFIG GET shows, CONFIG SET changes and CONFIG REWRITE writes down.
 //!
-//! Names are Redis's where Redis has the setting. Every value shown is true of this server; settings of Redis
-//! that have no meaning here are not shown.
+//! Names, units and error texts are Redis's where Redis has the setting. Every value shown is true of this server; settings
+//! of Redis that have no meaning here are not shown. Settings are the server's: its ports share them, for they share a file.
 
 use crate::password::{Password, RequirePass};
 use crate::port::Place;
 use crate::resp::MAX_BULK_BYTES;
 use kvorum_cluster::{Durability, Mode};
 use kvorum_keyspace::{Args, Error, Outcome, Sink, glob};
-use std::sync::atomic::{AtomicU64, Ordering};
+use parking_lot::RwLock;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Settings of a port. Those that CONFIG SET changes are atomics; the others stay as the server started with them.
+/// Settings of a server. Those that CONFIG SET changes can change at any time; the others stay as the server started with them.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// Address the port listens on.
+    /// Address the ports listen on.
     pub(crate) bind: String,
     /// Folder of the server's data.
     pub(crate) dir: String,
@@ -22,7 +24,7 @@ pub(crate) struct Settings {
     pub(crate) requirepass: RequirePass,
     /// Close a connection that was idle for this many seconds; 0 for never.
     pub(crate) timeout_s: AtomicU64,
-    /// Most connections at a time.
+    /// Most connections of a port at a time.
     pub(crate) maxclients: AtomicU64,
     /// Seconds of silence before TCP asks whether a client is still there; 0 for never.
     pub(crate) tcp_keepalive_s: AtomicU64,
@@ -34,6 +36,16 @@ pub(crate) struct Settings {
     pub(crate) write_timeout_ms: u64,
     /// `lease` or `quorum`.
     pub(crate) read_mode: &'static str,
+    /// What is measured and remembered.
+    pub(crate) slowlog_log_slower_than_us: AtomicI64,
+    /// Entries of a port's slow log.
+    pub(crate) slowlog_max_len: AtomicU64,
+    /// What takes at least this long is a latency event; 0 for no such thing.
+    pub(crate) latency_monitor_threshold_ms: AtomicU64,
+    /// Whether latencies of commands are counted.
+    pub(crate) latency_tracking: AtomicBool,
+    /// Percentiles of INFO latencystats.
+    pub(crate) latency_percentiles: RwLock<Vec<f64>>,
 }
 
 impl Settings {
@@ -49,147 +61,417 @@ impl Settings {
     pub(crate) fn failover_hold(&self) -> Duration {
         Duration::from_millis(self.failover_hold_ms.load(Ordering::Relaxed))
     }
+
+    /// Commands that run for at least this long stand in the slow log.
+    pub(crate) fn slowlog_slower_than(&self) -> Option<Duration> {
+        let us = self.slowlog_log_slower_than_us.load(Ordering::Relaxed);
+        u64::try_from(us).ok().map(Duration::from_micros)
+    }
+
+    /// Most entries of a slow log.
+    pub(crate) fn slowlog_max_len(&self) -> usize {
+        usize::try_from(self.slowlog_max_len.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
+    }
+
+    /// What takes at least this long is a latency event.
+    pub(crate) fn latency_monitor_threshold(&self) -> Option<Duration> {
+        match self.latency_monitor_threshold_ms.load(Ordering::Relaxed) {
+            0 => None,
+            ms => Some(Duration::from_millis(ms)),
+        }
+    }
+
+    /// Somebody wants to hear of commands that run for at least this long.
+    pub(crate) fn slow_after(&self) -> Option<Duration> {
+        [self.slowlog_slower_than(), self.latency_monitor_threshold()].into_iter().flatten().min()
+    }
 }
 
-/// The rules of a setting that CONFIG SET changes.
-struct Changeable {
+/// A setting.
+struct Row {
     name: &'static str,
-    least: u64,
-    most: u64,
-    value: fn(&Settings) -> &AtomicU64,
+    kind: Kind,
 }
 
-const CHANGEABLE: [Changeable; 4] = [
-    Changeable { name: "timeout", least: 0, most: 2_147_483_647, value: |settings| &settings.timeout_s },
-    Changeable { name: "maxclients", least: 1, most: 4_294_967_295, value: |settings| &settings.maxclients },
-    Changeable {
-        name: "tcp-keepalive",
-        least: 0,
-        most: 2_147_483_647,
-        value: |settings| &settings.tcp_keepalive_s,
-    },
-    Changeable {
-        name: "failover-hold-ms",
-        least: 0,
-        most: 600_000,
-        value: |settings| &settings.failover_hold_ms,
-    },
+/// How a setting is read and changed.
+enum Kind {
+    /// As the server started; Redis does not change it while it runs, either.
+    Fixed(fn(Place<'_>) -> String),
+    /// Redis can change it; here there is one value, which can be wished for.
+    Only(Form, fn(Place<'_>) -> String),
+    /// A number.
+    Number { least: u64, most: u64, value: fn(&Settings) -> &AtomicU64 },
+    /// A number that may be negative.
+    Signed { least: i64, most: i64, value: fn(&Settings) -> &AtomicI64 },
+    /// `yes` or `no`.
+    Flag(fn(&Settings) -> &AtomicBool),
+    /// Numbers with blanks between them.
+    Percentiles,
+    /// Any bytes, and nobody's business.
+    Password(fn(&Settings) -> &RequirePass),
+}
+
+/// What a value of a setting looks like.
+enum Form {
+    Number,
+    Bytes,
+    Flag,
+    OneOf(&'static [&'static str]),
+    Text,
+}
+
+/// A value that was understood.
+enum Value {
+    /// The value it has.
+    Same,
+    Number(u64),
+    Signed(i64),
+    Flag(bool),
+    Percentiles(Vec<f64>),
+    Password(Password),
+}
+
+const INT_MAX: u64 = 2_147_483_647;
+const LONG_MAX: u64 = 9_223_372_036_854_775_807;
+
+const fn only(name: &'static str, form: Form, value: fn(Place<'_>) -> String) -> Row {
+    Row { name, kind: Kind::Only(form, value) }
+}
+
+const fn fixed(name: &'static str, value: fn(Place<'_>) -> String) -> Row {
+    Row { name, kind: Kind::Fixed(value) }
+}
+
+const fn number(name: &'static str, least: u64, most: u64, value: fn(&Settings) -> &AtomicU64) -> Row {
+    Row { name, kind: Kind::Number { least, most, value } }
+}
+
+const EVICTION: &[&str] = &[
+    "volatile-lru",
+    "volatile-lfu",
+    "volatile-random",
+    "volatile-ttl",
+    "allkeys-lru",
+    "allkeys-lfu",
+    "allkeys-random",
+    "noeviction",
 ];
 
-/// CONFIG GET: names and values of the settings that match one of the patterns.
+/// All settings.
+static ROWS: &[Row] = &[
+    // The server.
+    fixed("port", |place| place.port.number.to_string()),
+    fixed("bind", |place| place.port.settings.bind.clone()),
+    only("dir", Form::Text, |place| place.port.settings.dir.clone()),
+    fixed("databases", |place| place.databases().to_string()),
+    fixed("daemonize", |_| no()),
+    fixed("supervised", |_| no()),
+    only("protected-mode", Form::Flag, |_| no()),
+    only("tls-port", Form::Number, |_| "0".to_owned()),
+    fixed("unixsocket", |_| String::new()),
+    only("hz", Form::Number, |_| "10".to_owned()),
+    // Clients.
+    number("timeout", 0, INT_MAX, |settings| &settings.timeout_s),
+    number("maxclients", 1, 4_294_967_295, |settings| &settings.maxclients),
+    number("tcp-keepalive", 0, INT_MAX, |settings| &settings.tcp_keepalive_s),
+    only("proto-max-bulk-len", Form::Bytes, |_| MAX_BULK_BYTES.to_string()),
+    // Data.
+    only("maxmemory", Form::Bytes, |_| "0".to_owned()),
+    only("maxmemory-policy", Form::OneOf(EVICTION), |_| "noeviction".to_owned()),
+    only("notify-keyspace-events", Form::Text, |_| String::new()),
+    only("lazyfree-lazy-user-del", Form::Flag, |_| yes()),
+    only("lazyfree-lazy-user-flush", Form::Flag, |_| yes()),
+    only("lazyfree-lazy-expire", Form::Flag, |_| yes()),
+    only("lazyfree-lazy-server-del", Form::Flag, |_| yes()),
+    // On disk.
+    only("save", Form::Text, |_| String::new()),
+    only("appendonly", Form::Flag, |_| yes()),
+    only("appendfsync", Form::OneOf(&["everysec", "always", "no"]), |place| {
+        match durability(place) {
+            Some(Durability::QuorumMemory) => "everysec",
+            Some(Durability::None) => "no",
+            Some(Durability::QuorumFsync) | None => "always",
+        }
+        .to_owned()
+    }),
+    only("no-appendfsync-on-rewrite", Form::Flag, |_| no()),
+    only("stop-writes-on-bgsave-error", Form::Flag, |_| no()),
+    fixed("durability", |place| {
+        durability(place).map_or_else(String::new, |durability| durability.to_string())
+    }),
+    // Replication and the cluster.
+    Row { name: "requirepass", kind: Kind::Password(|settings| &settings.requirepass) },
+    only("masterauth", Form::Text, |_| String::new()),
+    only("slave-read-only", Form::Flag, |_| yes()),
+    only("replica-read-only", Form::Flag, |_| yes()),
+    only("slave-serve-stale-data", Form::Flag, |_| no()),
+    only("replica-serve-stale-data", Form::Flag, |_| no()),
+    only("slave-priority", Form::Number, |_| "100".to_owned()),
+    only("replica-priority", Form::Number, |_| "100".to_owned()),
+    only("min-slaves-to-write", Form::Number, |place| (replicas(place) / 2).to_string()),
+    only("min-replicas-to-write", Form::Number, |place| (replicas(place) / 2).to_string()),
+    fixed("cluster-enabled", |place| if place.mode() == Mode::Cluster { yes() } else { no() }),
+    only("cluster-node-timeout", Form::Number, |place| place.port.settings.election_timeout_ms.to_string()),
+    only("cluster-require-full-coverage", Form::Flag, |_| no()),
+    only("cluster-allow-replica-migration", Form::Flag, |_| no()),
+    only("cluster-allow-reads-when-down", Form::Flag, |_| no()),
+    fixed("write-timeout-ms", |place| place.port.settings.write_timeout_ms.to_string()),
+    fixed("read-mode", |place| place.port.settings.read_mode.to_owned()),
+    number("failover-hold-ms", 0, 600_000, |settings| &settings.failover_hold_ms),
+    // What is measured.
+    Row {
+        name: "slowlog-log-slower-than",
+        kind: Kind::Signed {
+            least: -1,
+            most: i64::MAX,
+            value: |settings| &settings.slowlog_log_slower_than_us,
+        },
+    },
+    number("slowlog-max-len", 0, LONG_MAX, |settings| &settings.slowlog_max_len),
+    number("latency-monitor-threshold", 0, LONG_MAX, |settings| &settings.latency_monitor_threshold_ms),
+    Row { name: "latency-tracking", kind: Kind::Flag(|settings| &settings.latency_tracking) },
+    Row { name: "latency-tracking-info-percentiles", kind: Kind::Percentiles },
+];
+
+fn yes() -> String {
+    "yes".to_owned()
+}
+
+fn no() -> String {
+    "no".to_owned()
+}
+
+fn durability(place: Place<'_>) -> Option<Durability> {
+    place.replica.map(|replica| replica.view().topology.durability)
+}
+
+/// Replicas of the shard behind the port.
+fn replicas(place: Place<'_>) -> usize {
+    place.replica.map_or(0, |replica| {
+        replica.view().topology.replica(replica.id()).map_or(0, |(shard, _)| shard.replicas.len())
+    })
+}
+
+impl Row {
+    fn value(&self, place: Place<'_>) -> Vec<u8> {
+        let settings = &place.port.settings;
+        let text = match &self.kind {
+            Kind::Password(value) => return value(settings).get().reveal().to_vec(),
+            Kind::Fixed(value) | Kind::Only(_, value) => value(place),
+            Kind::Number { value, .. } => value(settings).load(Ordering::Relaxed).to_string(),
+            Kind::Signed { value, .. } => value(settings).load(Ordering::Relaxed).to_string(),
+            Kind::Flag(value) => {
+                if value(settings).load(Ordering::Relaxed) {
+                    yes()
+                } else {
+                    no()
+                }
+            }
+            Kind::Percentiles => format_percentiles(&settings.latency_percentiles.read()),
+        };
+        text.into_bytes()
+    }
+
+    /// Understands a value, or says in Redis's words why not.
+    fn parse(&self, value: &[u8], place: Place<'_>) -> Result<Value, String> {
+        let text = String::from_utf8_lossy(value);
+        let text = &*text;
+        match &self.kind {
+            Kind::Password(_) => Ok(Value::Password(Password::from(value))),
+            Kind::Fixed(_) => Err(IMMUTABLE.to_owned()),
+            Kind::Only(form, value) => {
+                let current = value(place);
+                let same = match form {
+                    Form::Number => parse_number(text)? == parse_number(&current)?,
+                    Form::Bytes => parse_bytes(text)? == parse_bytes(&current)?,
+                    Form::Flag => parse_flag(text)? == parse_flag(&current)?,
+                    Form::OneOf(options)
+                        if !options.iter().any(|option| option.eq_ignore_ascii_case(text)) =>
+                    {
+                        return Err(format!(
+                            "argument(s) must be one of the following: {}",
+                            options.join(", ")
+                        ));
+                    }
+                    Form::OneOf(_) => text.eq_ignore_ascii_case(&current),
+                    Form::Text => text == current,
+                };
+                if same { Ok(Value::Same) } else { Err(IMMUTABLE.to_owned()) }
+            }
+            Kind::Number { least, most, .. } => {
+                let number = parse_number(text)?;
+                let fitting = u64::try_from(number).ok().filter(|number| (least..=most).contains(&number));
+                fitting.map(Value::Number).ok_or_else(|| out_of_range(least, most))
+            }
+            Kind::Signed { least, most, .. } => {
+                let number = parse_number(text)?;
+                if !(*least..=*most).contains(&number) {
+                    return Err(out_of_range(least, most));
+                }
+                Ok(Value::Signed(number))
+            }
+            Kind::Flag(_) => parse_flag(text).map(Value::Flag),
+            Kind::Percentiles => parse_percentiles(text).map(Value::Percentiles),
+        }
+    }
+
+    fn store(&self, settings: &Settings, value: Value) {
+        match (&self.kind, value) {
+            (Kind::Number { value, .. }, Value::Number(new)) => value(settings).store(new, Ordering::Relaxed),
+            (Kind::Signed { value, .. }, Value::Signed(new)) => value(settings).store(new, Ordering::Relaxed),
+            (Kind::Flag(value), Value::Flag(new)) => value(settings).store(new, Ordering::Relaxed),
+            (Kind::Password(value), Value::Password(new)) => value(settings).set(new),
+            (Kind::Percentiles, Value::Percentiles(new)) => *settings.latency_percentiles.write() = new,
+            _ => {}
+        }
+    }
+}
+
+const IMMUTABLE: &str = "can't set immutable config";
+
+fn out_of_range(least: impl std::fmt::Display, most: impl std::fmt::Display) -> String {
+    format!("argument must be between {least} and {most} inclusive")
+}
+
+fn parse_number(text: &str) -> Result<i64, String> {
+    super::session::integer(text.as_bytes())
+        .map_err(|_| "argument couldn't be parsed into an integer".to_owned())
+}
+
+/// A number of bytes: `100`, `64k`, `64kb`, `1gb`, …; kilobytes are 1,000 bytes with a `k` and 1,024 with `kb`.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" => 1_000,
+        "kb" => 1 << 10,
+        "m" => 1_000_000,
+        "mb" => 1 << 20,
+        "g" => 1_000_000_000,
+        "gb" => 1 << 30,
+        _ => 0,
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .filter(|_| factor > 0)
+        .and_then(|number| number.checked_mul(factor))
+        .ok_or_else(|| "argument must be a memory value".to_owned())
+}
+
+fn parse_flag(text: &str) -> Result<bool, String> {
+    if text.eq_ignore_ascii_case("yes") {
+        Ok(true)
+    } else if text.eq_ignore_ascii_case("no") {
+        Ok(false)
+    } else {
+        Err("argument must be 'yes' or 'no'".to_owned())
+    }
+}
+
+/// Percentiles with blanks between them; none for no latencystats.
+pub(crate) fn parse_percentiles(text: &str) -> Result<Vec<f64>, String> {
+    const NAME: &str = "latency-tracking-info-percentiles";
+    let one = |word: &str| {
+        let value: f64 = word.parse().map_err(|_| format!("Invalid {NAME} parameters"))?;
+        if (0.0..=100.0).contains(&value) {
+            Ok(value)
+        } else {
+            Err(format!("{NAME} parameters should sit between [0.0,100.0]"))
+        }
+    };
+    text.split_ascii_whitespace().map(one).collect()
+}
+
+fn format_percentiles(percentiles: &[f64]) -> String {
+    let words: Vec<String> = percentiles.iter().map(f64::to_string).collect();
+    words.join(" ")
+}
+
+fn find(name: &[u8]) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.name.as_bytes().eq_ignore_ascii_case(name))
+}
+
+/// CONFIG GET: names and values of the settings that are named or match one of the patterns. A name is shown as it was asked for.
 pub(crate) fn get(place: Place<'_>, patterns: &[&[u8]], out: &mut dyn Sink) {
-    let settings: Vec<(&str, Vec<u8>)> = table(place)
-        .into_iter()
-        .filter(|(name, _)| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes(), true)))
-        .collect();
-    out.map(settings.len());
-    for (name, value) in settings {
-        out.bulk(name.as_bytes());
-        out.bulk(&value);
+    let mut shown: Vec<(&[u8], &Row)> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for pattern in patterns {
+        if !pattern.iter().any(|byte| b"[*?".contains(byte)) {
+            if let Some(row) = find(pattern)
+                && seen.insert(row.name)
+            {
+                shown.push((pattern, row));
+            }
+            continue;
+        }
+        let matching = ROWS.iter().filter(|row| glob::matches(pattern, row.name.as_bytes(), true));
+        shown.extend(matching.filter(|row| seen.insert(row.name)).map(|row| (row.name.as_bytes(), row)));
+    }
+    out.map(shown.len());
+    for (name, row) in shown {
+        out.bulk(name);
+        out.bulk(&row.value(place));
     }
 }
 
 /// CONFIG SET: all of the settings or none.
 pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
-    let mut changes: Vec<(&Changeable, u64)> = Vec::new();
-    let mut password = None;
-    let mut seen: Vec<String> = Vec::new();
+    if pairs.len() % 2 != 0 {
+        return Err(Error::SYNTAX);
+    }
+    let mut rows: Vec<(&Row, &[u8])> = Vec::new();
     for pair in pairs.chunks(2) {
-        let name = String::from_utf8_lossy(pair[0]).to_lowercase();
-        let refuse = |why: &str| {
-            let text = format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}");
-            Err(Error::one_line(text))
-        };
-        let known = table(place).into_iter().find(|(known, _)| *known == name);
-        let (Some(value), Some((_, current))) = (pair.get(1), known) else {
+        let shown = String::from_utf8_lossy(pair[0]);
+        let Some(row) = find(pair[0]) else {
             return Err(Error::one_line(format!(
-                "ERR Unknown option or number of arguments for CONFIG SET - '{}'",
-                String::from_utf8_lossy(pair[0])
+                "ERR Unknown option or number of arguments for CONFIG SET - '{shown}'"
             )));
         };
-        if seen.contains(&name) {
-            return refuse("duplicate parameter");
+        if matches!(row.kind, Kind::Fixed(_)) {
+            return refuse(row, IMMUTABLE);
         }
-        let Some(rule) = CHANGEABLE.iter().find(|rule| rule.name == name) else {
-            if name == "requirepass" {
-                password = Some(Password::from(*value));
-                seen.push(name);
-                continue;
-            }
-            if current == *value {
-                // What is so already can be wished for.
-                continue;
-            }
-            return refuse("can't set immutable config");
-        };
-        match std::str::from_utf8(value).ok().and_then(|text| text.parse::<i128>().ok()) {
-            None => return refuse("argument couldn't be parsed into an integer"),
-            Some(number) => match u64::try_from(number) {
-                Ok(number) if (rule.least..=rule.most).contains(&number) => changes.push((rule, number)),
-                _ => {
-                    let (least, most) = (rule.least, rule.most);
-                    return refuse(&format!("argument must be between {least} and {most} inclusive"));
-                }
-            },
+        if rows.iter().any(|(other, _)| other.name == row.name) {
+            return refuse(row, "duplicate parameter");
         }
-        seen.push(name);
+        rows.push((row, pair[1]));
     }
-    for (rule, value) in changes {
-        (rule.value)(&place.port.settings).store(value, Ordering::Relaxed);
+    let mut changes = Vec::new();
+    for (row, value) in rows {
+        match row.parse(value, place) {
+            Ok(value) => changes.push((row, value)),
+            Err(why) => return refuse(row, &why),
+        }
     }
-    if let Some(password) = password {
-        place.port.settings.requirepass.set(password);
-    }
+    changes.into_iter().for_each(|(row, value)| row.store(&place.port.settings, value));
     Ok(())
 }
 
-/// All settings with their values.
-fn table(place: Place<'_>) -> Vec<(&'static str, Vec<u8>)> {
-    let settings = &place.port.settings;
-    let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
-    let durability = place.replica.map(|replica| replica.view().topology.durability);
-    let replicas = place.replica.map_or(0, |replica| {
-        replica.view().topology.replica(replica.id()).map_or(0, |(shard, _)| shard.replicas.len())
-    });
-    let mut table = vec![
-        ("port", place.port.number.to_string()),
-        ("bind", settings.bind.clone()),
-        ("dir", settings.dir.clone()),
-        ("databases", place.databases().to_string()),
-        ("maxmemory", "0".to_owned()),
-        ("maxmemory-policy", "noeviction".to_owned()),
-        ("save", String::new()),
-        ("appendonly", "yes".to_owned()),
-        (
-            "appendfsync",
-            match durability {
-                Some(Durability::QuorumMemory) => "everysec",
-                Some(Durability::None) => "no",
-                Some(Durability::QuorumFsync) | None => "always",
-            }
-            .to_owned(),
-        ),
-        ("masterauth", String::new()),
-        ("slave-read-only", yes_no(true)),
-        ("replica-read-only", yes_no(true)),
-        ("slave-serve-stale-data", yes_no(false)),
-        ("replica-serve-stale-data", yes_no(false)),
-        ("min-replicas-to-write", (replicas / 2).to_string()),
-        ("cluster-enabled", yes_no(place.mode() == Mode::Cluster)),
-        ("cluster-node-timeout", settings.election_timeout_ms.to_string()),
-        ("cluster-require-full-coverage", yes_no(false)),
-        ("cluster-allow-replica-migration", yes_no(false)),
-        ("proto-max-bulk-len", MAX_BULK_BYTES.to_string()),
-        ("write-timeout-ms", settings.write_timeout_ms.to_string()),
-        ("read-mode", settings.read_mode.to_owned()),
-    ];
-    table.extend(
-        CHANGEABLE.iter().map(|rule| (rule.name, (rule.value)(settings).load(Ordering::Relaxed).to_string())),
-    );
-    if let Some(durability) = durability {
-        table.push(("durability", durability.to_string()));
+fn refuse(row: &Row, why: &str) -> Outcome {
+    let name = row.name;
+    Err(Error::one_line(format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units() {
+        let cases =
+            [("0", 0), ("12b", 12), ("1k", 1_000), ("1KB", 1_024), ("3mb", 3 << 20), ("2g", 2_000_000_000)];
+        for (text, bytes) in cases {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "-1", "1.5gb", "gb", "1foo", "99999999999999999999", "99999999999999gb"] {
+            assert_eq!(parse_bytes(text), Err("argument must be a memory value".to_owned()), "{text}");
+        }
     }
-    let mut table: Vec<_> = table.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
-    table.push(("requirepass", settings.requirepass.get().reveal().to_vec()));
-    table
+
+    #[test]
+    fn names_stand_once() {
+        let names: BTreeSet<&str> = ROWS.iter().map(|row| row.name).collect();
+        assert_eq!(names.len(), ROWS.len());
+    }
 }

@@ -3,6 +3,7 @@
 //! Connections count into a [`Tally`] of their own and add it to the port's [`PortStats`] once per turn: the
 //! path of a command has no shared lock and no shared cache line. A lock is taken only to count errors.
 
+use crate::histogram::{Distribution, Histogram};
 use kvorum_keyspace::{Command, command};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -58,6 +59,7 @@ struct CommandCounters {
     nanos: AtomicU64,
     rejected: AtomicU64,
     failed: AtomicU64,
+    latency: Histogram,
 }
 
 /// Counters that the keyspace keeps.
@@ -126,6 +128,7 @@ impl PortStats {
             for counter in [&counters.calls, &counters.nanos, &counters.rejected, &counters.failed] {
                 counter.store(0, Ordering::Relaxed);
             }
+            counters.latency.reset();
         }
         self.errors.lock().clear();
         for counter in [
@@ -170,6 +173,13 @@ impl PortStats {
                 failed: get(&counters.failed),
             })
             .filter(|stats| stats.calls + stats.rejected > 0)
+    }
+
+    /// How long the calls of each command took, of those that were called.
+    pub(crate) fn latencies(&self) -> impl Iterator<Item = (&'static str, Distribution)> {
+        let calls = |counters: &CommandCounters| counters.calls.load(Ordering::Relaxed);
+        let called = self.commands.iter().zip(ROWS.iter()).filter(move |(counters, _)| calls(counters) > 0);
+        called.map(|(counters, row)| (row.name, counters.latency.distribution()))
     }
 
     /// Error replies by their codes.
@@ -226,6 +236,8 @@ struct Count {
     nanos: u64,
     rejected: u64,
     failed: u64,
+    /// How long calls took, and how many of them.
+    times: SmallVec<[(Duration, u64); 1]>,
 }
 
 impl Tally {
@@ -233,7 +245,14 @@ impl Tally {
         let index = match self.commands.iter().position(|count| std::ptr::eq(count.command, command)) {
             Some(index) => index,
             None => {
-                self.commands.push(Count { command, calls: 0, nanos: 0, rejected: 0, failed: 0 });
+                self.commands.push(Count {
+                    command,
+                    calls: 0,
+                    nanos: 0,
+                    rejected: 0,
+                    failed: 0,
+                    times: SmallVec::new(),
+                });
                 self.commands.len() - 1
             }
         };
@@ -246,6 +265,11 @@ impl Tally {
         let count = self.of(command);
         count.calls += calls;
         count.nanos += u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    }
+
+    /// Of the calls, counted already, `calls` took this long each: what LATENCY HISTOGRAM shows.
+    pub(crate) fn latency(&mut self, command: &'static Command, calls: u64, time: Duration) {
+        self.of(command).times.push((time, calls));
     }
 
     /// A call, counted already, failed.
@@ -275,6 +299,9 @@ impl Tally {
                 if add > 0 {
                     counter.fetch_add(add, Ordering::Relaxed);
                 }
+            }
+            for (time, calls) in count.times {
+                counters.latency.record(time, calls);
             }
         }
         if processed > 0 {

@@ -293,6 +293,11 @@ pub(crate) fn port() -> Port {
         election_timeout_ms: 600,
         write_timeout_ms: 5_000,
         read_mode: "lease",
+        slowlog_log_slower_than_us: 10_000.into(),
+        slowlog_max_len: 128.into(),
+        latency_monitor_threshold_ms: 0.into(),
+        latency_tracking: true.into(),
+        latency_percentiles: vec![50.0, 99.0, 99.9].into(),
     };
-    Port::new(7000, 7098, "f".repeat(40), settings)
+    Port::new(7000, 7098, "f".repeat(40), settings.into())
 }

@@ -29,6 +29,46 @@ const MEMORY: Command = Command {
             ..Command::ROW
         },
         Command {
+            name: "memory|purge",
+            arity: 2,
+            group: "server",
+            since: "4.0.0",
+            summary: "Ask the allocator to release memory",
+            complexity: "Depends on how much memory is allocated, could be slow",
+            tips: &["request_policy:all_shards", "response_policy:all_succeeded"],
+            ..Command::ROW
+        },
+        Command {
+            name: "memory|doctor",
+            arity: 2,
+            group: "server",
+            since: "4.0.0",
+            summary: "Outputs memory problems report",
+            complexity: "O(1)",
+            tips: &["nondeterministic_output", "request_policy:all_shards", "response_policy:special"],
+            ..Command::ROW
+        },
+        Command {
+            name: "memory|malloc-stats",
+            arity: 2,
+            group: "server",
+            since: "4.0.0",
+            summary: "Show allocator internal stats",
+            complexity: "Depends on how much memory is allocated, could be slow",
+            tips: &["nondeterministic_output", "request_policy:all_shards", "response_policy:special"],
+            ..Command::ROW
+        },
+        Command {
+            name: "memory|stats",
+            arity: 2,
+            group: "server",
+            since: "4.0.0",
+            summary: "Show memory usage details",
+            complexity: "O(1)",
+            tips: &["nondeterministic_output", "request_policy:all_shards", "response_policy:special"],
+            ..Command::ROW
+        },
+        Command {
             name: "memory|help",
             arity: 2,
             flags: Flags::LOADING.and(Flags::STALE),

@@ -2,7 +2,27 @@
 
 use super::{Argument, Command, Flags};
 
-pub(super) static COMMANDS: &[Command] = &[INFO, CONFIG, TIME, COMMAND, ROLE, WAIT, SHUTDOWN];
+pub(super) static COMMANDS: &[Command] = &[
+    INFO,
+    CONFIG,
+    TIME,
+    COMMAND,
+    ROLE,
+    WAIT,
+    WAITAOF,
+    SHUTDOWN,
+    SLOWLOG,
+    LATENCY,
+    MODULE,
+    LASTSAVE,
+    SAVE,
+    BGSAVE,
+    BGREWRITEAOF,
+    LOLWUT,
+    FAILOVER,
+    REPLICAOF,
+    SLAVEOF,
+];
 
 const INFO: Command = Command {
     name: "info",
@@ -260,5 +280,373 @@ const SHUTDOWN: Command = Command {
         Argument::pure_token("force", "FORCE").since("7.0.0").optional(),
         Argument::pure_token("abort", "ABORT").since("7.0.0").optional(),
     ],
+    ..Command::ROW
+};
+
+/// Of Redis 7.2.
+const WAITAOF: Command = Command {
+    name: "waitaof",
+    arity: 4,
+    flags: Flags::BLOCKING,
+    group: "generic",
+    since: "7.2.0",
+    summary: "Blocks until all of the preceding write commands sent by the connection are written to the append-only file of the master and/or replicas.",
+    complexity: "O(1)",
+    categories: &["@connection"],
+    tips: &["request_policy:all_shards", "response_policy:agg_min"],
+    arguments: &[
+        Argument::integer("numlocal"),
+        Argument::integer("numreplicas"),
+        Argument::integer("timeout"),
+    ],
+    ..Command::ROW
+};
+
+const SLOWLOG: Command = Command {
+    name: "slowlog",
+    arity: -2,
+    group: "server",
+    since: "2.2.12",
+    summary: "A container for slow log commands",
+    complexity: "Depends on subcommand.",
+    subcommands: &[
+        Command {
+            name: "slowlog|len",
+            arity: 2,
+            flags: Flags::ADMIN.and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "2.2.12",
+            summary: "Get the slow log's length",
+            complexity: "O(1)",
+            tips: &["request_policy:all_nodes", "response_policy:agg_sum", "nondeterministic_output"],
+            ..Command::ROW
+        },
+        Command {
+            name: "slowlog|get",
+            arity: -2,
+            flags: Flags::ADMIN.and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "2.2.12",
+            summary: "Get the slow log's entries",
+            complexity: "O(N) where N is the number of entries returned",
+            tips: &["request_policy:all_nodes", "nondeterministic_output"],
+            history: &[("4.0.0", "Added client IP address, port and name to the reply.")],
+            arguments: &[Argument::integer("count").optional()],
+            ..Command::ROW
+        },
+        Command {
+            name: "slowlog|help",
+            arity: 2,
+            flags: Flags::LOADING.and(Flags::STALE),
+            group: "server",
+            since: "6.2.0",
+            summary: "Show helpful text about the different subcommands",
+            complexity: "O(1)",
+            ..Command::ROW
+        },
+        Command {
+            name: "slowlog|reset",
+            arity: 2,
+            flags: Flags::ADMIN.and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "2.2.12",
+            summary: "Clear all entries from the slow log",
+            complexity: "O(N) where N is the number of entries in the slowlog",
+            tips: &["request_policy:all_nodes", "response_policy:all_succeeded"],
+            ..Command::ROW
+        },
+    ],
+    ..Command::ROW
+};
+
+const LATENCY: Command = Command {
+    name: "latency",
+    arity: -2,
+    group: "server",
+    since: "2.8.13",
+    summary: "A container for latency diagnostics commands",
+    complexity: "Depends on subcommand.",
+    subcommands: &[
+        Command {
+            name: "latency|latest",
+            arity: 2,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "2.8.13",
+            summary: "Return the latest latency samples for all events.",
+            complexity: "O(1)",
+            tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
+            ..Command::ROW
+        },
+        Command {
+            name: "latency|doctor",
+            arity: 2,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "2.8.13",
+            summary: "Return a human readable latency analysis report.",
+            complexity: "O(1)",
+            tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
+            ..Command::ROW
+        },
+        Command {
+            name: "latency|help",
+            arity: 2,
+            flags: Flags::LOADING.and(Flags::STALE),
+            group: "server",
+            since: "2.8.13",
+            summary: "Show helpful text about the different subcommands.",
+            complexity: "O(1)",
+            ..Command::ROW
+        },
+        Command {
+            name: "latency|graph",
+            arity: 3,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "2.8.13",
+            summary: "Return a latency graph for the event.",
+            complexity: "O(1)",
+            tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
+            arguments: &[Argument::string("event")],
+            ..Command::ROW
+        },
+        Command {
+            name: "latency|reset",
+            arity: -2,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "2.8.13",
+            summary: "Reset latency data for one or more events.",
+            complexity: "O(1)",
+            tips: &["request_policy:all_nodes", "response_policy:all_succeeded"],
+            arguments: &[Argument::string("event").optional().multiple()],
+            ..Command::ROW
+        },
+        Command {
+            name: "latency|history",
+            arity: 3,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "2.8.13",
+            summary: "Return timestamp-latency samples for the event.",
+            complexity: "O(1)",
+            tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
+            arguments: &[Argument::string("event")],
+            ..Command::ROW
+        },
+        Command {
+            name: "latency|histogram",
+            arity: -2,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::LOADING).and(Flags::STALE),
+            group: "server",
+            since: "7.0.0",
+            summary: "Return the cumulative distribution of latencies of a subset of commands or all.",
+            complexity: "O(N) where N is the number of commands with latency information being retrieved.",
+            tips: &["nondeterministic_output", "request_policy:all_nodes", "response_policy:special"],
+            arguments: &[Argument::string("command").optional().multiple()],
+            ..Command::ROW
+        },
+    ],
+    ..Command::ROW
+};
+
+const MODULE: Command = Command {
+    name: "module",
+    arity: -2,
+    group: "server",
+    since: "4.0.0",
+    summary: "A container for module commands",
+    complexity: "Depends on subcommand.",
+    subcommands: &[
+        Command {
+            name: "module|loadex",
+            arity: -3,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::NO_ASYNC_LOADING),
+            group: "server",
+            since: "7.0.0",
+            summary: "Load a module with extended parameters",
+            complexity: "O(1)",
+            arguments: &[
+                Argument::string("path"),
+                Argument::block("configs", &[Argument::string("name"), Argument::string("value")])
+                    .token("CONFIG")
+                    .optional()
+                    .multiple(),
+                Argument::block("args", &[Argument::string("arg")]).token("ARGS").optional().multiple(),
+            ],
+            ..Command::ROW
+        },
+        Command {
+            name: "module|help",
+            arity: 2,
+            flags: Flags::LOADING.and(Flags::STALE),
+            group: "server",
+            since: "5.0.0",
+            summary: "Show helpful text about the different subcommands",
+            complexity: "O(1)",
+            ..Command::ROW
+        },
+        Command {
+            name: "module|unload",
+            arity: 3,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::NO_ASYNC_LOADING),
+            group: "server",
+            since: "4.0.0",
+            summary: "Unload a module",
+            complexity: "O(1)",
+            arguments: &[Argument::string("name")],
+            ..Command::ROW
+        },
+        Command {
+            name: "module|list",
+            arity: 2,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT),
+            group: "server",
+            since: "4.0.0",
+            summary: "List all modules loaded by the server",
+            complexity: "O(N) where N is the number of loaded modules.",
+            tips: &["nondeterministic_output_order"],
+            ..Command::ROW
+        },
+        Command {
+            name: "module|load",
+            arity: -3,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::NO_ASYNC_LOADING),
+            group: "server",
+            since: "4.0.0",
+            summary: "Load a module",
+            complexity: "O(1)",
+            arguments: &[Argument::string("path"), Argument::string("arg").optional().multiple()],
+            ..Command::ROW
+        },
+    ],
+    ..Command::ROW
+};
+
+const LASTSAVE: Command = Command {
+    name: "lastsave",
+    arity: 1,
+    flags: Flags::LOADING.and(Flags::STALE).and(Flags::FAST),
+    group: "server",
+    since: "1.0.0",
+    summary: "Get the UNIX time stamp of the last successful save to disk",
+    complexity: "O(1)",
+    categories: &["@admin", "@dangerous"],
+    tips: &["nondeterministic_output"],
+    ..Command::ROW
+};
+
+const SAVE: Command = Command {
+    name: "save",
+    arity: 1,
+    flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::NO_ASYNC_LOADING).and(Flags::NO_MULTI),
+    group: "server",
+    since: "1.0.0",
+    summary: "Synchronously save the dataset to disk",
+    complexity: "O(N) where N is the total number of keys in all databases",
+    ..Command::ROW
+};
+
+const BGSAVE: Command = Command {
+    name: "bgsave",
+    arity: -1,
+    flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::NO_ASYNC_LOADING),
+    group: "server",
+    since: "1.0.0",
+    summary: "Asynchronously save the dataset to disk",
+    complexity: "O(1)",
+    history: &[("3.2.2", "Added the `SCHEDULE` option.")],
+    arguments: &[Argument::pure_token("schedule", "SCHEDULE").since("3.2.2").optional()],
+    ..Command::ROW
+};
+
+const BGREWRITEAOF: Command = Command {
+    name: "bgrewriteaof",
+    arity: 1,
+    flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::NO_ASYNC_LOADING),
+    group: "server",
+    since: "1.0.0",
+    summary: "Asynchronously rewrite the append-only file",
+    complexity: "O(1)",
+    ..Command::ROW
+};
+
+const LOLWUT: Command = Command {
+    name: "lolwut",
+    arity: -1,
+    flags: Flags::READONLY.and(Flags::FAST),
+    group: "server",
+    since: "5.0.0",
+    summary: "Display some computer art and the Redis version",
+    arguments: &[Argument::integer("version").token("VERSION").optional()],
+    ..Command::ROW
+};
+
+const FAILOVER: Command = Command {
+    name: "failover",
+    arity: -1,
+    flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::STALE),
+    group: "server",
+    since: "6.2.0",
+    summary: "Start a coordinated failover between this server and one of its replicas.",
+    complexity: "O(1)",
+    arguments: &[
+        Argument::block(
+            "target",
+            &[
+                Argument::string("host"),
+                Argument::integer("port"),
+                Argument::pure_token("force", "FORCE").optional(),
+            ],
+        )
+        .token("TO")
+        .optional(),
+        Argument::pure_token("abort", "ABORT").optional(),
+        Argument::integer("milliseconds").token("TIMEOUT").optional(),
+    ],
+    ..Command::ROW
+};
+
+const REPLICAOF: Command = Command {
+    name: "replicaof",
+    arity: 3,
+    flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::STALE).and(Flags::NO_ASYNC_LOADING),
+    group: "server",
+    since: "5.0.0",
+    summary: "Make the server a replica of another instance, or promote it as master.",
+    complexity: "O(1)",
+    arguments: &[Argument::one_of(
+        "args",
+        &[
+            Argument::block("host-port", &[Argument::string("host"), Argument::integer("port")]),
+            Argument::block(
+                "no-one",
+                &[Argument::pure_token("no", "NO"), Argument::pure_token("one", "ONE")],
+            ),
+        ],
+    )],
+    ..Command::ROW
+};
+
+const SLAVEOF: Command = Command {
+    name: "slaveof",
+    arity: 3,
+    flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::STALE).and(Flags::NO_ASYNC_LOADING),
+    group: "server",
+    since: "1.0.0",
+    summary: "Make the server a replica of another instance, or promote it as master.",
+    complexity: "O(1)",
+    deprecated: Some(("5.0.0", "`REPLICAOF`")),
+    arguments: &[Argument::one_of(
+        "args",
+        &[
+            Argument::block("host-port", &[Argument::string("host"), Argument::integer("port")]),
+            Argument::block(
+                "no-one",
+                &[Argument::pure_token("no", "NO"), Argument::pure_token("one", "ONE")],
+            ),
+        ],
+    )],
     ..Command::ROW
 };

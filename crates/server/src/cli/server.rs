@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use kvorum::{ServeConfig, ServeError};
+use kvorum::{MeasureConfig, ServeConfig, ServeError};
 use kvorum_node::{Node, NodeConfig, SnapshotConfig, Timing};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::sync::oneshot;
@@ -130,7 +130,15 @@ fn serve_config(config: &Config) -> ServeConfig {
         requirepass: config.requirepass.clone(),
         max_clients: config.maxclients,
         idle_timeout: Duration::from_secs(config.timeout),
+        tcp_keepalive: Duration::from_secs(config.tcp_keepalive),
         failover_hold: Duration::from_millis(config.failover_hold_ms),
+        measure: MeasureConfig {
+            slowlog_log_slower_than_us: config.slowlog_log_slower_than,
+            slowlog_max_len: config.slowlog_max_len,
+            latency_monitor_threshold_ms: config.latency_monitor_threshold,
+            latency_tracking: config.latency_tracking,
+            latency_percentiles: config.latency_tracking_info_percentiles.0.clone(),
+        },
     }
 }
 

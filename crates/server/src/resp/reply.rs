@@ -1,8 +1,10 @@
 //! Replies → bytes.
 
 use super::double::format_double;
-use kvorum_keyspace::{Sink, Slot};
+use crate::slowlog::SlowCommand;
+use kvorum_keyspace::{Args, Command, Sink, Slot};
 use kvorum_node::ReplySink;
+use std::time::Duration;
 
 /// Version of RESP that a client asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -39,6 +41,10 @@ pub(crate) struct RespSink {
     errors: Vec<(usize, usize)>,
     /// Replies that wait for the words of a redirection: where, and for which slot.
     unserved: Vec<(usize, Slot)>,
+    /// Commands that run for at least this long are noted.
+    slow_after: Option<Duration>,
+    /// Those that did.
+    slow: Vec<SlowCommand>,
 }
 
 /// A buffer that grew beyond this is given back once it is empty.
@@ -55,6 +61,16 @@ impl RespSink {
     /// Changes the version for the replies to come.
     pub(crate) fn set_protocol(&mut self, protocol: Protocol) {
         self.protocol = protocol;
+    }
+
+    /// From here on commands that run for at least this long are noted; `None` for none.
+    pub(crate) fn watch_for_slow(&mut self, slow_after: Option<Duration>) {
+        self.slow_after = slow_after;
+    }
+
+    /// What was noted.
+    pub(crate) fn take_slow(&mut self) -> Vec<SlowCommand> {
+        std::mem::take(&mut self.slow)
     }
 
     /// What is encoded so far.
@@ -86,6 +102,7 @@ impl RespSink {
         self.bytes.clear();
         self.missing = 0;
         self.unserved.clear();
+        self.slow.clear();
         self.reset_counts();
     }
 
@@ -297,6 +314,16 @@ impl ReplySink for RespSink {
         self.replies = self.replies.saturating_sub(count_replies(&self.bytes[mark..]));
         self.missing = 0;
         self.bytes.truncate(mark);
+        // They will run again.
+        self.slow.clear();
+    }
+
+    fn slow_after(&self) -> Option<Duration> {
+        self.slow_after
+    }
+
+    fn slow(&mut self, command: &'static Command, args: Args<'_>, took: Duration) {
+        self.slow.push(SlowCommand::new(command, args, took));
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 type Section = fn(&Facts<'_>) -> String;
 
 /// Sections in their order, and whether a plain INFO shows them.
-const SECTIONS: [(&str, bool, Section); 13] = [
+const SECTIONS: [(&str, bool, Section); 14] = [
     ("server", true, server),
     ("clients", true, clients),
     ("memory", true, memory),
@@ -27,6 +27,7 @@ const SECTIONS: [(&str, bool, Section); 13] = [
     ("modules", true, |_| "# Modules\r\n".to_owned()),
     ("commandstats", false, commandstats),
     ("errorstats", true, errorstats),
+    ("latencystats", false, latencystats),
     ("cluster", true, cluster),
     ("keyspace", true, keyspace),
     ("raft", true, raft),
@@ -291,6 +292,23 @@ fn errorstats(facts: &Facts<'_>) -> String {
     let mut text = "# Errorstats\r\n".to_owned();
     for (code, count) in facts.place.port.stats.errors() {
         write!(text, "errorstat_{code}:count={count}\r\n").expect("a String takes everything");
+    }
+    text
+}
+
+/// How long the calls of each command took: reads run, writes wait for their majority, too.
+fn latencystats(facts: &Facts<'_>) -> String {
+    let port = facts.place.port;
+    let percentiles = port.settings.latency_percentiles.read().clone();
+    let mut text = "# Latencystats\r\n".to_owned();
+    let latencies = port.stats.latencies().filter(|(_, distribution)| distribution.total() > 0);
+    for (name, distribution) in latencies.filter(|_| !percentiles.is_empty()) {
+        let figure = |percentile: &f64| {
+            format!("p{percentile}={:.3}", distribution.percentile_ns(*percentile) as f64 / 1000.0)
+        };
+        let figures: Vec<String> = percentiles.iter().map(figure).collect();
+        write!(text, "latency_percentiles_usec_{name}:{}\r\n", figures.join(","))
+            .expect("a String takes everything");
     }
     text
 }

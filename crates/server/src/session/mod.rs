@@ -11,7 +11,9 @@
 mod client;
 mod cluster;
 mod info;
+mod latency;
 mod server;
+mod slowlog;
 #[cfg(test)]
 mod tests;
 
@@ -216,6 +218,8 @@ impl Session {
             name if name.starts_with("client") => return self.client_command(command, args, place, out),
             name if name.starts_with("command") => introspect::command(args, out)?,
             name if name.starts_with("config") => server::config(command, args, place, out)?,
+            name if name.starts_with("slowlog") => slowlog::slowlog(command, args, place, out)?,
+            name if name.starts_with("latency") => latency::latency(command, args, place, out)?,
             name if name.starts_with("cluster") => cluster::cluster(command, args, self.db, place, out)?,
             name => {
                 // A row without a function: say so rather than stay silent.
@@ -372,7 +376,10 @@ impl Session {
 /// Whether a command shows what commands before it may have changed, or has a reply too large to pile up behind
 /// them.
 fn is_in_order(top: &Command) -> bool {
-    matches!(top.name, "info" | "config" | "cluster" | "role" | "wait" | "time" | "command")
+    matches!(
+        top.name,
+        "info" | "config" | "cluster" | "role" | "wait" | "time" | "command" | "slowlog" | "latency"
+    )
 }
 
 fn ping(args: Args<'_>, out: &mut RespSink) -> Outcome {
@@ -385,7 +392,7 @@ fn ping(args: Args<'_>, out: &mut RespSink) -> Outcome {
 }
 
 /// A signed 64-bit integer, or Redis's error.
-fn integer(text: &[u8]) -> Result<i64, Error> {
+pub(crate) fn integer(text: &[u8]) -> Result<i64, Error> {
     let plain = text.strip_prefix(b"-").unwrap_or(text);
     let spelled = matches!(plain, [b'0'] | [b'1'..=b'9', ..]) && text != b"-0";
     std::str::from_utf8(text)

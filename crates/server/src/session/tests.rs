@@ -442,3 +442,108 @@ fn replies_are_turned_off_and_on() {
     client.expect("CLIENT REPLY SKIP\nPING\nPING", "+PONG\r\n");
     client.expect("CLIENT REPLY OFF\nRESET\nPING", "+RESET\r\n+PONG\r\n");
 }
+
+#[test]
+fn settings_are_shown_and_changed_as_in_redis() {
+    let mut client = Conversation::cluster();
+    client.expect("CONFIG GET TIMEOUT time", "*2\r\n$7\r\nTIMEOUT\r\n$1\r\n0\r\n");
+    client.expect("CONFIG GET timeou[t] timeout TIMEOUT", "*2\r\n$7\r\ntimeout\r\n$1\r\n0\r\n");
+    client.expect("CONFIG GET nothing", "*0\r\n");
+    client.expect("CONFIG SET timeout 7 maxclients 8", "+OK\r\n");
+    client.expect("CONFIG SET save '' appendonly YES maxmemory 0b hz 10", "+OK\r\n");
+    let failed = |name: &str, why: &str| {
+        format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}")
+    };
+    let integer = "argument couldn't be parsed into an integer";
+    client.expect_errors(&[
+        ("CONFIG SET timeout 1 maxclients", "ERR syntax error"),
+        ("CONFIG SET nosuch 1", "ERR Unknown option or number of arguments for CONFIG SET - 'nosuch'"),
+        (
+            "CONFIG SET timeout 1 Nosuch 1 timeout 2",
+            "ERR Unknown option or number of arguments for CONFIG SET - 'Nosuch'",
+        ),
+        ("CONFIG SET timeout 1 TIMEOUT x", &failed("timeout", "duplicate parameter")),
+        ("CONFIG SET timeout abc", &failed("timeout", integer)),
+        ("CONFIG SET timeout 1.5", &failed("timeout", integer)),
+        ("CONFIG SET timeout 01", &failed("timeout", integer)),
+        ("CONFIG SET timeout -1", &failed("timeout", "argument must be between 0 and 2147483647 inclusive")),
+        (
+            "CONFIG SET maxclients 0",
+            &failed("maxclients", "argument must be between 1 and 4294967295 inclusive"),
+        ),
+        ("CONFIG SET timeout abc databases 16", &failed("databases", "can't set immutable config")),
+        ("CONFIG SET appendonly maybe", &failed("appendonly", "argument must be 'yes' or 'no'")),
+        ("CONFIG SET appendonly no", &failed("appendonly", "can't set immutable config")),
+        ("CONFIG SET maxmemory abc", &failed("maxmemory", "argument must be a memory value")),
+        ("CONFIG SET maxmemory 1gb", &failed("maxmemory", "can't set immutable config")),
+        (
+            "CONFIG SET appendfsync foo",
+            &failed("appendfsync", "argument(s) must be one of the following: everysec, always, no"),
+        ),
+        (
+            "CONFIG SET slowlog-log-slower-than -2",
+            &failed(
+                "slowlog-log-slower-than",
+                "argument must be between -1 and 9223372036854775807 inclusive",
+            ),
+        ),
+        (
+            "CONFIG SET latency-tracking-info-percentiles '50 a'",
+            &failed(
+                "latency-tracking-info-percentiles",
+                "Invalid latency-tracking-info-percentiles parameters",
+            ),
+        ),
+        (
+            "CONFIG SET latency-tracking-info-percentiles '50 101'",
+            &failed(
+                "latency-tracking-info-percentiles",
+                "latency-tracking-info-percentiles parameters should sit between [0.0,100.0]",
+            ),
+        ),
+    ]);
+    // None of them changed anything.
+    client.expect("CONFIG GET timeout", "*2\r\n$7\r\ntimeout\r\n$1\r\n7\r\n");
+    client.expect("CONFIG SET latency-tracking-info-percentiles '50 99.9'", "+OK\r\n");
+    client.expect(
+        "CONFIG GET latency-tracking-info*",
+        "*2\r\n$33\r\nlatency-tracking-info-percentiles\r\n$7\r\n50 99.9\r\n",
+    );
+}
+
+#[test]
+fn slow_log_and_latency_monitor_without_anything_to_tell() {
+    let mut client = Conversation::cluster();
+    client.expect("SLOWLOG GET\nSLOWLOG GET -1\nSLOWLOG LEN\nSLOWLOG RESET", "*0\r\n*0\r\n:0\r\n+OK\r\n");
+    let range = "ERR count should be greater than or equal to -1";
+    client.expect_errors(&[
+        ("SLOWLOG GET a", range),
+        ("SLOWLOG GET -2", range),
+        ("SLOWLOG", "ERR wrong number of arguments for 'slowlog' command"),
+        ("SLOWLOG LEN x", "ERR wrong number of arguments for 'slowlog|len' command"),
+        ("SLOWLOG foo", "ERR unknown subcommand 'foo'. Try SLOWLOG HELP."),
+        ("LATENCY GRAPH foo", "ERR No samples available for event 'foo'"),
+        ("LATENCY foo", "ERR unknown subcommand 'foo'. Try LATENCY HELP."),
+    ]);
+    client.expect("LATENCY LATEST\nLATENCY HISTORY command\nLATENCY RESET", "*0\r\n*0\r\n:0\r\n");
+    client.expect("LATENCY HISTOGRAM\nLATENCY HISTOGRAM nosuch get", "*0\r\n*0\r\n");
+    assert!(client.say("LATENCY DOCTOR").contains("I'm sorry, Dave, I can't do that."));
+    client.expect("CONFIG SET latency-monitor-threshold 5", "+OK\r\n");
+    assert!(client.say("LATENCY DOCTOR").contains("Dave, no latency spike was observed"));
+    client.port.latency.observe("command", Duration::from_millis(7), Some(Duration::from_millis(5)));
+    let latest = client.say("LATENCY LATEST");
+    assert!(
+        latest.starts_with("*1\r\n*4\r\n$7\r\ncommand\r\n:") && latest.ends_with(":7\r\n:7\r\n"),
+        "{latest}"
+    );
+    assert!(
+        client.say("LATENCY GRAPH command").contains("command - high 7 ms, low 7 ms (all time high 7 ms)")
+    );
+    let doctor = client.say("LATENCY DOCTOR");
+    assert!(
+        doctor.contains("1. command: 1 latency spikes (average 7ms, mean deviation 0ms, period 1.00 sec)"),
+        "{doctor}"
+    );
+    assert!(doctor.contains("'CONFIG SET slowlog-log-slower-than 5000'"), "{doctor}");
+    client.expect("LATENCY RESET foo COMMAND\nLATENCY LATEST", ":1\r\n*0\r\n");
+}
