@@ -252,10 +252,14 @@ fn arguments(list: &[Argument], out: &mut dyn Sink) {
             ArgumentKind::OneOf(parts) => ("oneof", Some(*parts)),
             ArgumentKind::Block(parts) => ("block", Some(*parts)),
         };
-        let flags: Vec<&str> = [(argument.optional, "optional"), (argument.multiple, "multiple")]
-            .into_iter()
-            .filter_map(|(set, name)| set.then_some(name))
-            .collect();
+        let flags: Vec<&str> = [
+            (argument.optional, "optional"),
+            (argument.multiple, "multiple"),
+            (argument.multiple_token, "multiple_token"),
+        ]
+        .into_iter()
+        .filter_map(|(set, name)| set.then_some(name))
+        .collect();
         let fields = 2
             + usize::from(kind == "key")
             + usize::from(!argument.token.is_empty())

@@ -363,6 +363,8 @@ pub struct Argument {
     pub optional: bool,
     /// Whether it may come several times.
     pub multiple: bool,
+    /// Whether its token is repeated then, too.
+    pub multiple_token: bool,
 }
 
 /// What an argument is.
@@ -431,6 +433,7 @@ impl Argument {
             key_spec: 0,
             optional: false,
             multiple: false,
+            multiple_token: false,
         }
     }
 
@@ -456,6 +459,13 @@ impl Argument {
 
     const fn multiple(mut self) -> Argument {
         self.multiple = true;
+        self
+    }
+
+    /// Several times, each with its token.
+    const fn multiple_token(mut self) -> Argument {
+        self.multiple = true;
+        self.multiple_token = true;
         self
     }
 }

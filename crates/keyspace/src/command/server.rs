@@ -472,7 +472,7 @@ const MODULE: Command = Command {
                 Argument::block("configs", &[Argument::string("name"), Argument::string("value")])
                     .token("CONFIG")
                     .optional()
-                    .multiple(),
+                    .multiple_token(),
                 Argument::block("args", &[Argument::string("arg")]).token("ARGS").optional().multiple(),
             ],
             ..Command::ROW
