@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// What this version of Kvorum can apply. Raised whenever an entry may hold something, or have an effect, that
 /// earlier versions do not know.
-pub const FEATURE_LEVEL: u16 = 2;
+pub const FEATURE_LEVEL: u16 = 3;
 
 /// What every version can apply: the level of an entry that holds nothing newer. A server that does not know an entry's
 /// level stops, so the builder raises the level of those entries only that need it.
@@ -19,6 +19,12 @@ pub const BASE_LEVEL: u16 = 1;
 
 /// Since this level there is [`Part::Check`].
 pub const CHECK_LEVEL: u16 = 2;
+
+/// Since this level there are [`Part::Chunk`] and [`Part::Assembled`].
+pub const CHUNK_LEVEL: u16 = 3;
+
+/// The largest command that may come in chunks, packed: beyond what a client may send (1 GiB) by what packing adds.
+pub const CHUNKED_BYTES_MAX: u64 = (1 << 30) + (64 << 20);
 
 const FORMAT: u8 = 1;
 const HEADER_BYTES: usize = 20;
@@ -29,6 +35,8 @@ const COMMAND: u8 = 1;
 const CONFIGURE: u8 = 2;
 const TICK: u8 = 3;
 const CHECK: u8 = 4;
+const CHUNK: u8 = 5;
+const ASSEMBLED: u8 = 6;
 
 /// What the leader decided for the whole entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +71,23 @@ pub enum Part<'a> {
     },
     /// Every replica takes note of its checksum here, so that they can be compared.
     Check,
+    /// The next bytes of a write too large for an entry. Chunks of one command may have other entries between them, but
+    /// not chunks of another command: those begin anew. They belong to one term: a new leader does not go on with them.
+    Chunk {
+        /// How much of the command came before; 0 begins a command.
+        offset: u64,
+        /// Length of the whole command, as [`argv::pack`] packed it; at most [`CHUNKED_BYTES_MAX`].
+        total: u64,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// The write whose chunks have come before. If not all of them have, in this term, it is refused.
+    Assembled {
+        /// Number of the database.
+        db: u16,
+        /// Length of the whole command.
+        total: u64,
+    },
 }
 
 /// What a shard is, as its own log has it: the only authority on the slots it owns.
@@ -148,6 +173,26 @@ impl EntryBuilder {
     pub fn check(&mut self) -> &mut EntryBuilder {
         self.raise_level(CHECK_LEVEL);
         self.bytes.push(CHECK);
+        self
+    }
+
+    /// Adds the next bytes of a large write. Only when every replica knows [`CHUNK_LEVEL`].
+    pub fn chunk(&mut self, offset: u64, total: u64, bytes: &[u8]) -> &mut EntryBuilder {
+        self.raise_level(CHUNK_LEVEL);
+        self.bytes.push(CHUNK);
+        for number in [offset, total, bytes.len() as u64] {
+            argv::put_varint(&mut self.bytes, number);
+        }
+        self.bytes.extend_from_slice(bytes);
+        self
+    }
+
+    /// Adds the write whose chunks are in the log.
+    pub fn assembled(&mut self, db: u16, total: u64) -> &mut EntryBuilder {
+        self.raise_level(CHUNK_LEVEL);
+        self.bytes.push(ASSEMBLED);
+        argv::put_varint(&mut self.bytes, u64::from(db));
+        argv::put_varint(&mut self.bytes, total);
         self
     }
 
@@ -258,6 +303,23 @@ fn take_part<'a>(rest: &mut &'a [u8], level: u16) -> Option<Part<'a>> {
             *rest = after;
             Some(Part::Check)
         }
+        CHUNK if level >= CHUNK_LEVEL => {
+            *rest = after;
+            let offset = argv::take_varint(rest).ok()?;
+            let total = argv::take_varint(rest).ok()?;
+            let len = argv::take_varint(rest).ok()?;
+            if total > CHUNKED_BYTES_MAX || offset.checked_add(len)? > total {
+                return None;
+            }
+            let (bytes, after) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+            *rest = after;
+            Some(Part::Chunk { offset, total, bytes })
+        }
+        ASSEMBLED if level >= CHUNK_LEVEL => {
+            *rest = after;
+            let db = u16::try_from(argv::take_varint(rest).ok()?).ok()?;
+            Some(Part::Assembled { db, total: argv::take_varint(rest).ok()? })
+        }
         _ => None,
     }
 }
@@ -277,6 +339,8 @@ pub enum EntryError {
     IndexGap { expected: u64, got: u64 },
     #[error("term {got} came after term {term}")]
     TermWentBack { term: u64, got: u64 },
+    #[error("the chunks of a command are no command")]
+    NoCommand,
     #[error("command '{0}' is not known to this version")]
     UnknownCommand(String),
     #[error("command '{0}' is no write and does not belong in a log")]

@@ -26,7 +26,8 @@ mod slots;
 mod topology;
 
 pub use entry::{
-    BASE_LEVEL, CHECK_LEVEL, Configure, Entry, EntryBuilder, EntryError, FEATURE_LEVEL, Header, Part,
+    BASE_LEVEL, CHECK_LEVEL, CHUNK_LEVEL, CHUNKED_BYTES_MAX, Configure, Entry, EntryBuilder, EntryError,
+    FEATURE_LEVEL, Header, Part,
 };
 pub use ids::{NodeId, ParseNodeIdError, ReplicaId, ServerId, ShardId};
 pub use leaders::{Leader, Leaders, View};

@@ -6,10 +6,14 @@
 //!
 //! Left out: who leads, when to tick, how replies reach a client.
 
+mod assembly;
 mod snapshot;
 
 use crate::{Configure, Entry, EntryError, Header, Mode, Part, SplitMix64};
-use kvorum_keyspace::{Args, Command, Error, Flags, Keyspace, Run, Settings, Sink, Slot, lookup, slot_of};
+use assembly::Assembly;
+use kvorum_keyspace::{
+    Args, Command, Error, Flags, Keyspace, Run, Settings, Sink, Slot, argv, lookup, slot_of,
+};
 pub use snapshot::{RestoreError, ShardSnapshot};
 use std::collections::VecDeque;
 
@@ -23,6 +27,8 @@ pub struct ShardMachine {
     keyspace: Keyspace,
     /// The last few, ascending.
     notes: VecDeque<Note>,
+    /// A large write of this term that is not complete yet.
+    assembly: Option<Assembly>,
     stopped: bool,
     /// It was restored and has applied nothing since.
     #[cfg(feature = "bugs")]
@@ -75,6 +81,8 @@ pub enum Refusal {
     WaitForClock(u64),
     /// The shard's log does not say yet what the shard is, or the replica has stopped.
     NotConfigured,
+    /// Not all chunks of the command came in the term in which it was to run: another leader came between.
+    Incomplete,
 }
 
 impl Default for ShardMachine {
@@ -93,6 +101,7 @@ impl ShardMachine {
             configuration: None,
             keyspace: Keyspace::new(Settings { databases: 1, hash_seed: [0; 16] }),
             notes: VecDeque::new(),
+            assembly: None,
             stopped: false,
             #[cfg(feature = "bugs")]
             restored: false,
@@ -112,13 +121,13 @@ impl ShardMachine {
         if std::mem::take(&mut self.restored) && kvorum_bugs::has(kvorum_bugs::Bug::AppliedTwice) {
             self.apply_parts(index, entry, &mut Unwitnessed)?;
         }
-        let result = self.check_position(index, term).and_then(|()| self.apply_parts(index, entry, witness));
+        let result = self.enter(index, term).and_then(|()| self.apply_parts(index, entry, witness));
         self.settle(index, term, result)
     }
 
     /// Passes an entry that is Raft's own: the no-op of a new leader, a change of members.
     pub fn advance(&mut self, index: u64, term: u64) -> Result<(), EntryError> {
-        let result = self.check_position(index, term);
+        let result = self.enter(index, term);
         self.settle(index, term, result)
     }
 
@@ -224,6 +233,15 @@ impl ShardMachine {
         self.keyspace.next_deadline()
     }
 
+    fn enter(&mut self, index: u64, term: u64) -> Result<(), EntryError> {
+        self.check_position(index, term)?;
+        if term > self.term {
+            // Who began to send it does not lead any more.
+            self.assembly = None;
+        }
+        Ok(())
+    }
+
     fn check_position(&self, index: u64, term: u64) -> Result<(), EntryError> {
         let expected = self.applied.map_or(0, |applied| applied + 1);
         if self.stopped {
@@ -267,6 +285,28 @@ impl ShardMachine {
                     self.keyspace.expire_due(self.clock_ms, usize::try_from(limit).unwrap_or(usize::MAX));
                 }
                 Part::Check => self.note(index),
+                Part::Chunk { offset, total, bytes } => {
+                    let so_far = self.assembly.take();
+                    self.assembly = Assembly::follow(so_far, offset, total, bytes);
+                }
+                Part::Assembled { db, total } => {
+                    let assembly = self.assembly.take();
+                    match assembly.as_ref().and_then(|assembly| assembly.complete(total)) {
+                        Some(mut packed) => {
+                            let argv = argv::unpack(&mut packed).map_err(|_| EntryError::NoCommand)?;
+                            if !packed.is_empty() {
+                                return Err(EntryError::NoCommand);
+                            }
+                            self.apply_command(n, db, &argv, header, seeds.draw(), witness)?;
+                        }
+                        None => {
+                            seeds.draw();
+                            witness.sink(n, self);
+                            witness.refused(n, Refusal::Incomplete);
+                        }
+                    }
+                    n += 1;
+                }
             }
         }
         Ok(())
@@ -352,6 +392,11 @@ impl ShardMachine {
             }
         });
         foreign.map_or(Ok(()), |slot| Err(Refusal::NotOwner(slot)))
+    }
+
+    /// Bytes of a large write that has come in part.
+    pub fn assembling_bytes(&self) -> usize {
+        self.assembly.as_ref().map_or(0, |assembly| assembly.bytes().len())
     }
 }
 

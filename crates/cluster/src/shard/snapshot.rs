@@ -6,8 +6,8 @@
 //! memory than a small multiple of what was read (and of the number of databases). There is no checksum of the bytes
 //! here, for files and the transport have theirs.
 
-use super::{NOTES, Note, ShardMachine};
-use crate::{Configure, FEATURE_LEVEL};
+use super::{NOTES, Note, ShardMachine, assembly::Assembly};
+use crate::{CHECK_LEVEL, CHUNK_LEVEL, CHUNKED_BYTES_MAX, Configure, FEATURE_LEVEL};
 use kvorum_keyspace::{Keyspace, Settings, Snapshot, argv};
 use std::{
     collections::VecDeque,
@@ -16,9 +16,6 @@ use std::{
 
 const MAGIC: &[u8; 3] = b"KvS";
 const FORMAT: u8 = 1;
-/// Lowest feature level that knows everything a snapshot may hold.
-const LEVEL: u16 = 2;
-
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Far beyond any configuration there can be.
 const MAX_CONFIGURATION_BYTES: u64 = 1 << 20;
@@ -36,6 +33,7 @@ pub struct ShardSnapshot {
     notes: VecDeque<Note>,
     configuration: Option<Configure>,
     keyspace: Snapshot,
+    assembly: Option<Assembly>,
     stopped: bool,
 }
 
@@ -87,6 +85,7 @@ impl ShardMachine {
             notes: self.notes.clone(),
             configuration: self.configuration.clone(),
             keyspace: self.keyspace.snapshot(),
+            assembly: self.assembly.clone(),
             stopped: self.stopped,
         }
     }
@@ -118,7 +117,9 @@ impl ShardSnapshot {
         let mut head = Vec::new();
         head.extend_from_slice(MAGIC);
         head.push(FORMAT);
-        head.extend_from_slice(&LEVEL.to_le_bytes());
+        // The lowest that knows all that is in it.
+        let level = if self.assembly.is_some() { CHUNK_LEVEL } else { CHECK_LEVEL };
+        head.extend_from_slice(&level.to_le_bytes());
         head.push(u8::from(self.applied.is_some()));
         head.extend_from_slice(&self.applied.unwrap_or(0).to_le_bytes());
         head.extend_from_slice(&self.term.to_le_bytes());
@@ -130,13 +131,24 @@ impl ShardSnapshot {
         }
         let Some(configuration) = &self.configuration else {
             argv::put_varint(&mut head, 0);
-            return out.write_all(&head);
+            out.write_all(&head)?;
+            return self.write_assembly(out);
         };
         let json = serde_json::to_vec(configuration).expect("numbers and texts have a JSON form");
         argv::put_varint(&mut head, json.len() as u64);
         head.extend_from_slice(&json);
         out.write_all(&head)?;
-        self.keyspace.write(out)
+        self.keyspace.write(out)?;
+        self.write_assembly(out)
+    }
+
+    fn write_assembly(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Some(assembly) = &self.assembly else { return Ok(()) };
+        let mut head = Vec::new();
+        argv::put_varint(&mut head, assembly.total());
+        argv::put_varint(&mut head, assembly.bytes().len() as u64);
+        out.write_all(&head)?;
+        assembly.bytes().chunks(BUFFER_BYTES).try_for_each(|piece| out.write_all(piece))
     }
 
     /// What [`write`](Self::write) writes, at once: two replicas are equal exactly when their dumps are. For tests.
@@ -177,8 +189,11 @@ fn read<R: BufRead>(from: &mut R) -> Result<ShardMachine, RestoreError> {
         machine.configuration = Some(configuration);
         machine.keyspace = Keyspace::restore(settings, from)?;
     }
+    if level >= CHUNK_LEVEL {
+        machine.assembly = Some(read_assembly(from)?);
+    }
     let blank = (machine.term, machine.clock_ms, index) == (0, 0, 0) && machine.notes.is_empty();
-    if !has_applied && (!blank || machine.configuration.is_some()) {
+    if !has_applied && (!blank || machine.configuration.is_some() || machine.assembly.is_some()) {
         return Err(RestoreError::malformed("a state before the first entry"));
     }
     Ok(machine)
@@ -200,6 +215,19 @@ fn read_notes<R: BufRead>(from: &mut R, applied: u64) -> Result<VecDeque<Note>, 
         notes.push_back(note);
     }
     Ok(notes)
+}
+
+/// What has come of a large write.
+fn read_assembly<R: BufRead>(from: &mut R) -> Result<Assembly, RestoreError> {
+    let (total, len) = (number(from)?, number(from)?);
+    if total == 0 || total > CHUNKED_BYTES_MAX || len > total {
+        return Err(RestoreError::malformed("a command longer than it is"));
+    }
+    let mut bytes = Vec::new();
+    if from.take(len).read_to_end(&mut bytes)? as u64 != len {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    Ok(Assembly::restored(total, bytes))
 }
 
 fn read_configuration<R: BufRead>(from: &mut R) -> Result<Option<Configure>, RestoreError> {

@@ -1,7 +1,7 @@
 use crate::support::pack;
 use kvorum_cluster::{
-    BASE_LEVEL, CHECK_LEVEL, Configure, Entry, EntryBuilder, EntryError, FEATURE_LEVEL, Header, Mode, Part,
-    ShardId, SlotSet,
+    BASE_LEVEL, CHECK_LEVEL, CHUNK_LEVEL, CHUNKED_BYTES_MAX, Configure, Entry, EntryBuilder, EntryError,
+    FEATURE_LEVEL, Header, Mode, Part, ShardId, SlotSet,
 };
 use proptest::prelude::*;
 
@@ -68,6 +68,39 @@ fn a_check_raises_the_level_of_its_entry() {
     assert_eq!(bytes, expected);
     assert_eq!(Entry::decode(&bytes).unwrap().header, Header { feature_level: 2, ..HEADER });
     assert_eq!(parts(&bytes).unwrap()[1], Part::Check);
+}
+
+#[test]
+fn a_large_write_in_its_persisted_form() {
+    let mut entry = EntryBuilder::new(HEADER);
+    entry.chunk(300, 400, b"SET").assembled(300, 400);
+    let bytes = entry.finish();
+    let mut expected = vec![1, 0, 3, 0, 4, 3, 2, 1, 0, 0, 0, 0, 0xb0, 0xa0, 0, 0, 0, 0, 0, 0];
+    expected.extend(b"\x05\xac\x02\x90\x03\x03SET");
+    expected.extend(b"\x06\xac\x02\x90\x03");
+    assert_eq!(bytes, expected);
+    assert_eq!(
+        parts(&bytes).unwrap(),
+        [Part::Chunk { offset: 300, total: 400, bytes: b"SET" }, Part::Assembled { db: 300, total: 400 },]
+    );
+    // Entries of the levels before know neither.
+    let mut older = bytes.clone();
+    older[2] = 2;
+    assert_eq!(parts(&older), Err(EntryError::Malformed { offset: 20 }));
+}
+
+#[test]
+fn a_chunk_beyond_its_command_is_malformed() {
+    let chunk = |offset: u64, total: u64| {
+        let mut entry = EntryBuilder::new(HEADER);
+        entry.chunk(offset, total, b"SET");
+        parts(&entry.finish()).map(|parts| parts.len())
+    };
+    assert_eq!(chunk(397, 400), Ok(1));
+    assert!(matches!(chunk(398, 400), Err(EntryError::Malformed { .. })));
+    assert!(matches!(chunk(u64::MAX, 400), Err(EntryError::Malformed { .. })));
+    assert_eq!(chunk(0, CHUNKED_BYTES_MAX), Ok(1));
+    assert!(matches!(chunk(0, CHUNKED_BYTES_MAX + 1), Err(EntryError::Malformed { .. })));
 }
 
 #[test]
@@ -166,7 +199,7 @@ type AnyPart = (u8, u16, Vec<Vec<u8>>, u64);
 
 fn any_part() -> impl Strategy<Value = AnyPart> {
     let argv = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..12);
-    (0u8..4, any::<u16>(), argv, any::<u64>())
+    (0u8..6, any::<u16>(), argv, any::<u64>())
 }
 
 fn part((kind, db, argv, number): &AnyPart) -> Part<'_> {
@@ -174,7 +207,9 @@ fn part((kind, db, argv, number): &AnyPart) -> Part<'_> {
         0 => Part::Command { db: *db, argv: argv.iter().map(Vec::as_slice).collect() },
         1 => Part::Configure(Configure { version: *number, slots: SlotSet::EMPTY, ..configure() }),
         2 => Part::Tick { limit: *number },
-        _ => Part::Check,
+        3 => Part::Check,
+        4 => Part::Chunk { offset: u64::from(*db), total: u64::from(*db) + 20, bytes: &argv[0] },
+        _ => Part::Assembled { db: *db, total: *number },
     }
 }
 
@@ -202,10 +237,20 @@ proptest! {
                 Part::Check => {
                     builder.check();
                 }
+                Part::Chunk { offset, total, bytes } => {
+                    builder.chunk(*offset, *total, bytes);
+                }
+                Part::Assembled { db, total } => {
+                    builder.assembled(*db, *total);
+                }
             }
         }
         let bytes = builder.finish();
-        let needed = if any.iter().any(|part| part.0 == 3) { CHECK_LEVEL } else { BASE_LEVEL };
+        let needed = match any.iter().map(|part| part.0).filter(|&kind| kind >= 3).max() {
+            Some(3) => CHECK_LEVEL,
+            Some(_) => CHUNK_LEVEL,
+            None => BASE_LEVEL,
+        };
         let header = Header { feature_level: feature_level.max(needed), ..header };
         prop_assert_eq!(Entry::decode(&bytes).unwrap().header, header);
         let (read, built): (_, Vec<Part<'_>>) = (parts(&bytes).unwrap(), any.iter().map(part).collect());

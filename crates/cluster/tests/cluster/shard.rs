@@ -110,6 +110,15 @@ impl Shard {
     fn read(&self, command: &str) -> Result<String, Refusal> {
         read(&self.machine, command, self.machine.clock_ms())
     }
+
+    /// Applies `part` as an entry of this term; the replies.
+    fn run_in(&mut self, term: u64, part: impl FnOnce(&mut EntryBuilder)) -> Vec<String> {
+        let mut entry = at(START_MS);
+        part(&mut entry);
+        let index = self.machine.applied().unwrap() + 1;
+        self.machine.apply(index, term, &entry.finish(), &mut self.told).unwrap();
+        std::mem::take(&mut self.told.replies.0)
+    }
 }
 
 #[test]
@@ -509,4 +518,107 @@ proptest! {
 #[test]
 fn the_slots_used_above() {
     assert_eq!((slot_of(b"foo"), slot_of(b"bar")), (slot(12182), slot(5061)));
+}
+
+/// `SET k <100 times x>`, packed.
+fn large() -> Vec<u8> {
+    packed(&[b"SET", b"k", &[b'x'; 100]])
+}
+
+fn send(shard: &mut Shard, term: u64, command: &[u8], range: std::ops::Range<usize>) {
+    let total = command.len() as u64;
+    let told = shard.run_in(term, |entry| {
+        entry.chunk(range.start as u64, total, &command[range.clone()]);
+    });
+    assert_eq!(told, Vec::<String>::new());
+}
+
+fn end(shard: &mut Shard, term: u64, command: &[u8]) -> Vec<String> {
+    shard.run_in(term, |entry| {
+        entry
+            .command(0, &packed(&[b"SET", b"before", b"1"]))
+            .assembled(0, command.len() as u64)
+            .command(0, &packed(&[b"SET", b"after", b"1"]));
+    })
+}
+
+#[test]
+fn a_large_write_comes_in_chunks_with_other_entries_between() {
+    let (mut shard, large) = (Shard::new(&configure()), large());
+    send(&mut shard, 1, &large, 0..40);
+    assert_eq!(shard.run(START_MS, &["SET k small"]), ["+OK"]);
+    send(&mut shard, 1, &large, 40..large.len());
+    assert_eq!(shard.read("GET k").unwrap(), "$small");
+    assert_eq!(shard.machine.assembling_bytes(), large.len());
+    assert_eq!(end(&mut shard, 1, &large), ["+OK", "+OK", "+OK"]);
+    assert_eq!(shard.read("STRLEN k").unwrap(), ":100");
+    assert_eq!(shard.machine.assembling_bytes(), 0);
+    // It runs once.
+    assert_eq!(end(&mut shard, 1, &large), ["+OK", "1 Incomplete", "+OK"]);
+}
+
+#[test]
+fn a_large_write_is_as_if_it_had_come_at_once() {
+    let (mut chunked, mut whole, large) = (Shard::new(&configure()), Shard::new(&configure()), large());
+    for n in 0..3 {
+        send(&mut chunked, 1, &large, n * 36..(n * 36 + 36).min(large.len()));
+        whole.run_in(1, |_| {});
+    }
+    assert_eq!(end(&mut chunked, 1, &large).len(), 3);
+    whole.run_in(1, |entry| {
+        entry
+            .command(0, &packed(&[b"SET", b"before", b"1"]))
+            .command(0, &large)
+            .command(0, &packed(&[b"SET", b"after", b"1"]));
+    });
+    assert_eq!(chunked.machine.snapshot().dump(), whole.machine.snapshot().dump());
+}
+
+#[test]
+fn a_large_write_that_did_not_come_whole_in_one_term_does_not_run() {
+    let large = large();
+    let refused = ["+OK", "1 Incomplete", "+OK"];
+    let begin = |term| {
+        let mut shard = Shard::new(&configure());
+        send(&mut shard, term, &large, 0..60);
+        shard
+    };
+    // The end is missing.
+    assert_eq!(end(&mut begin(1), 1, &large), refused);
+    // Another leader came between.
+    let mut shard = begin(1);
+    shard.machine.advance(shard.machine.applied().unwrap() + 1, 2).unwrap();
+    assert_eq!(shard.machine.assembling_bytes(), 0);
+    send(&mut shard, 2, &large, 60..large.len());
+    assert_eq!(end(&mut shard, 2, &large), refused);
+    // A chunk is missing.
+    let mut shard = begin(1);
+    send(&mut shard, 1, &large, 70..large.len());
+    assert_eq!(end(&mut shard, 1, &large), refused);
+    // Another command began.
+    let mut shard = begin(1);
+    send(&mut shard, 1, &packed(&[b"SET", b"k", b"y"]), 0..5);
+    send(&mut shard, 1, &large, 60..large.len());
+    assert_eq!(end(&mut shard, 1, &large), refused);
+    // It was given up.
+    let mut shard = begin(1);
+    shard.run_in(1, |entry| {
+        entry.chunk(0, 0, b"");
+    });
+    assert_eq!(shard.machine.assembling_bytes(), 0);
+    send(&mut shard, 1, &large, 60..large.len());
+    assert_eq!(end(&mut shard, 1, &large), refused);
+    assert_eq!(shard.read("EXISTS k").unwrap(), ":0");
+}
+
+#[test]
+fn chunks_that_are_no_command_stop_the_replica() {
+    let mut no_command = large();
+    no_command.push(0);
+    let mut shard = Shard::new(&configure());
+    send(&mut shard, 1, &no_command, 0..no_command.len());
+    let mut entry = at(START_MS);
+    entry.assembled(0, no_command.len() as u64);
+    assert_eq!(shard.apply(entry), Err(EntryError::NoCommand));
+    assert_eq!(shard.apply(at(START_MS)), Err(EntryError::Stopped));
 }

@@ -176,7 +176,7 @@ fn what_a_snapshot_cannot_say_is_refused() {
     };
     assert_eq!(with(0, b'k'), "malformed snapshot: it is none");
     assert_eq!(with(3, 2), "snapshot format 2 is not known to this version");
-    assert_eq!(with(4, 3), format!("the snapshot needs feature level 3, this version has {FEATURE_LEVEL}"));
+    assert_eq!(with(4, 4), format!("the snapshot needs feature level 4, this version has {FEATURE_LEVEL}"));
     assert_eq!(with(6, 2), "malformed snapshot: neither applied nor not");
     assert_eq!(with(6, 0), "malformed snapshot: a state before the first entry");
     assert_eq!(with(31, 17), "malformed snapshot: too many notes");
@@ -184,6 +184,44 @@ fn what_a_snapshot_cannot_say_is_refused() {
     // A configuration that promises more than there can be.
     let head = [&dump[..31], &[0, 0xff, 0xff, 0xff, 0x7f]].concat();
     assert_eq!(restore(&head).unwrap_err().to_string(), "malformed snapshot: a configuration without end");
+}
+
+#[test]
+fn a_large_write_that_has_come_in_part_is_in_the_snapshot() {
+    let large = pack("SET large 0123456789");
+    let (half, total) = (large.len() / 2, large.len() as u64);
+    let mut machine = sample();
+    let send = |machine: &mut ShardMachine, from: usize, to: usize| {
+        let index = machine.applied().unwrap() + 1;
+        let mut entry = entry(START_MS);
+        entry.chunk(from as u64, total, &large[from..to]);
+        machine.apply(index, 8, &entry.finish(), &mut Unwitnessed).unwrap();
+    };
+    let without = machine.snapshot().dump();
+    send(&mut machine, 0, half);
+    let dump = machine.snapshot().dump();
+    let tail = [&[large.len() as u8, half as u8], &large[..half]].concat();
+    assert!(dump.ends_with(&tail));
+    assert_eq!((dump[4], without[4]), (3, 2), "only what older versions do not know has the higher level");
+    for cut in 0..dump.len() {
+        restore(&dump[..cut]).unwrap_err();
+    }
+    let mut lying = dump.clone();
+    let at = lying.len() - tail.len();
+    lying[at] = half as u8 - 1;
+    assert_eq!(restore(&lying).unwrap_err().to_string(), "malformed snapshot: a command longer than it is");
+
+    let mut restored = restore(&dump).unwrap();
+    for machine in [&mut machine, &mut restored] {
+        send(machine, half, large.len());
+        let mut entry = entry(START_MS);
+        entry.assembled(0, total);
+        let index = machine.applied().unwrap() + 1;
+        machine.apply(index, 8, &entry.finish(), &mut Unwitnessed).unwrap();
+    }
+    assert_eq!(machine.snapshot().dump(), restored.snapshot().dump());
+    assert_eq!(machine.snapshot().dump()[4], 2);
+    assert_eq!(restored.keyspace().len(0), sample().keyspace().len(0) + 1);
 }
 
 #[test]
