@@ -135,7 +135,12 @@ pub struct EntryBuilder {
 impl EntryBuilder {
     /// An entry without parts: it moves the clock and nothing else.
     pub fn new(header: Header) -> EntryBuilder {
-        let mut bytes = Vec::with_capacity(256);
+        EntryBuilder::with_capacity(header, 256)
+    }
+
+    /// The same, with room for so many bytes.
+    pub fn with_capacity(header: Header, bytes: usize) -> EntryBuilder {
+        let mut bytes = Vec::with_capacity(bytes);
         bytes.push(FORMAT);
         bytes.push(if header.out_of_memory { OUT_OF_MEMORY } else { 0 });
         bytes.extend_from_slice(&header.feature_level.to_le_bytes());

@@ -21,7 +21,8 @@ pub trait ReplySink: Sink + Any + Send {
     fn slow(&mut self, _command: &'static Command, _args: Args<'_>, _took: Duration) {}
 }
 
-/// Commands of one connection for one shard, in order.
+/// Commands of one connection for one shard, in order. A write so large that it goes through the log in chunks (see
+/// [`NodeConfig::chunk_bytes`](crate::NodeConfig::chunk_bytes)) can only be the last one.
 ///
 /// The arguments of all commands lie packed in one buffer, in the form the log holds them.
 #[derive(Default, Debug)]
@@ -89,6 +90,12 @@ impl Batch {
     /// Bytes of all commands together.
     pub fn size_bytes(&self) -> usize {
         self.packed.len()
+    }
+
+    /// The last command, if it is a write of more than `chunk_bytes`.
+    pub(crate) fn large(&self, chunk_bytes: usize) -> Option<BatchItem<'_>> {
+        let last = self.item(self.len().checked_sub(1)?);
+        (last.command.is_write() && last.packed.len() > chunk_bytes).then_some(last)
     }
 
     pub(crate) fn item(&self, n: usize) -> BatchItem<'_> {

@@ -45,10 +45,15 @@ impl Checks {
     }
 
     /// Whether a group has replicas to compare, and all its members are known to understand a check.
-    pub(crate) fn all_know(&self, status: &Status) -> bool {
+    pub(crate) fn are_possible(&self, status: &Status) -> bool {
+        status.voters.len() > 1 && self.all_know(status, CHECK_LEVEL)
+    }
+
+    /// Whether all members of a group are known to have this feature level.
+    pub(crate) fn all_know(&self, status: &Status, level: u16) -> bool {
         let levels = &self.0.lock().levels;
-        let knows = |server| levels.get(&ServerId(server)).is_some_and(|&level| level >= CHECK_LEVEL);
-        status.voters.len() > 1 && status.members.values().all(|member| knows(member.server))
+        let knows = |server| levels.get(&ServerId(server)).is_some_and(|&known| known >= level);
+        status.members.values().all(|member| knows(member.server))
     }
 
     fn learn(&self, replica: ReplicaId, note: Note) {

@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub write_timeout: Duration,
     /// A follower that does not have what its leader had this long ago answers stale reads `MASTERDOWN`.
     pub stale_bound: Duration,
+    /// A write that is larger, packed, goes through the log in chunks of this many bytes: [`CHUNK_BYTES`].
+    pub chunk_bytes: usize,
     /// The log's sizes and intervals.
     pub wal: WalConfig,
     /// When snapshots are taken and what is kept of the log behind them; they are in `snapshots/` of `dir`, whatever it says here.
@@ -80,6 +82,7 @@ impl NodeConfig {
             read_mode: ReadMode::Lease,
             write_timeout: Duration::from_secs(5),
             stale_bound: Duration::from_secs(10),
+            chunk_bytes: CHUNK_BYTES,
             wal: WalConfig::default(),
             snapshots: SnapshotConfig::default(),
             raft_threads: 2,
@@ -91,6 +94,9 @@ impl NodeConfig {
         format!("{}:{}", self.peer_host, self.base_port + PEER_PORT_OFFSET)
     }
 }
+
+/// Size of the chunks in which large writes go through the log, except in tests.
+pub const CHUNK_BYTES: usize = 1 << 20;
 
 /// Peer port = base port + this.
 pub(crate) const PEER_PORT_OFFSET: u16 = 98;

@@ -23,6 +23,7 @@ mod replica;
 mod running;
 mod shard;
 mod stopwatch;
+mod upload;
 mod views;
 
 pub use admin::{
@@ -31,7 +32,7 @@ pub use admin::{
 };
 pub use batch::{Batch, ReplySink};
 pub use clock::{SystemTimeSource, TimeSource};
-pub use config::{NodeConfig, ReadMode, Timing};
+pub use config::{CHUNK_BYTES, NodeConfig, ReadMode, Timing};
 pub use contact::{Answer, Call, Contact};
 pub use identity::IdentityError;
 pub use kvorum_raft::SnapshotConfig;

@@ -508,17 +508,12 @@ impl Node {
             environment: self.environment().clone(),
             configuration,
             checks: Arc::clone(&inner.checks),
+            chunk_bytes: inner.config.chunk_bytes,
+            patience: inner.config.write_timeout,
         }
         .spawn();
-        let handle = Shard::new(
-            (shard.id, me),
-            group,
-            replica,
-            proposer,
-            self.environment().clone(),
-            inner.config.read_mode,
-            (inner.config.write_timeout, inner.config.stale_bound),
-        );
+        let handle =
+            Shard::new((shard.id, me), group, replica, proposer, self.environment().clone(), &inner.config);
         self.spawn(self.clone().follow_leader(handle.clone()));
         inner.shards.send_modify(|shards| {
             shards.insert(shard.id, handle);

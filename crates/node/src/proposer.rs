@@ -2,19 +2,24 @@
 //! keeps a few entries in flight, proposes ticks when keys are due and the shard's configuration when the
 //! shard is new. It never lingers for more to come.
 //!
-//! Order: batches are proposed in the order they came. Reads in a batch run at their place when the entry is
+//! Order: batches are proposed in the order they came, except that one with a large write is overtaken while the write is
+//! [uploaded](crate::upload). Reads in a batch run at their place when the entry is
 //! applied. Batches of reads alone ride with the next entry; when none is in flight they are served at once.
 
 use crate::batch::{Batch, ReplySink};
 use crate::checks::Checks;
 use crate::replica::{Pending, Replica, Waiting, local};
+use crate::upload::{UploadError, Uploader};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use kvorum_cluster::{BASE_LEVEL, Configure, EntryBuilder, Header};
 use kvorum_raft::wal::Wal;
 use kvorum_raft::{Environment, Group, NotLeased, ProposeError};
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info};
@@ -28,7 +33,7 @@ const ENTRIES_IN_FLIGHT: usize = 4;
 /// An entry takes batches until it is this large.
 const ENTRY_BYTES: usize = 256 << 10;
 
-/// The largest command: larger ones would hold up a group's stream. (Bigger values will travel in parts.)
+/// What an entry has room for, with some to spare.
 pub(crate) const COMMAND_BYTES: usize = kvorum_raft::ENTRY_BYTES - (64 << 10);
 
 /// Keys that one tick may expire.
@@ -40,11 +45,25 @@ const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a leader has the replicas compared, at most.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Where the outcome of a batch goes.
+pub(crate) type ReplySender = oneshot::Sender<Result<Box<dyn ReplySink>, SubmitError>>;
+
 /// A batch on its way through the log.
 pub(crate) struct Submission {
     pub(crate) batch: Batch,
     pub(crate) out: Box<dyn ReplySink>,
-    pub(crate) reply: oneshot::Sender<Result<Box<dyn ReplySink>, SubmitError>>,
+    pub(crate) reply: ReplySender,
+    pub(crate) upload: Upload,
+}
+
+/// How a submission's large write stands.
+pub(crate) enum Upload {
+    /// There is none.
+    NotNeeded,
+    /// It is not in the log yet. The submitter waits to hear that it is.
+    Wanted(oneshot::Sender<()>),
+    /// Its chunks are in the log.
+    Done,
 }
 
 /// Why a batch has no replies.
@@ -53,7 +72,7 @@ pub enum SubmitError {
     NotLeader(Batch, Box<dyn ReplySink>),
     /// Indefinite: leadership was lost or time ran out after the proposal; nobody knows what ran.
     Unknown,
-    /// Definite: nothing ran, a command is larger than an entry may be.
+    /// Definite: nothing ran, a command is larger than any may be, or than some server of an earlier version understands.
     TooLarge,
     /// Definite: nothing ran, the disk of the leader is nearly full.
     NoSpace,
@@ -77,7 +96,7 @@ impl Submission {
     }
 
     fn not_leader(self) {
-        let Submission { batch, out, reply } = self;
+        let Submission { batch, out, reply, .. } = self;
         let _ = reply.send(Err(SubmitError::NotLeader(batch, out)));
     }
 
@@ -92,6 +111,25 @@ impl Submission {
     fn unknown(self) {
         let _ = self.reply.send(Err(SubmitError::Unknown));
     }
+
+    /// Nobody waits for the outcome any more.
+    fn is_unwanted(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    fn wants_upload(&self) -> bool {
+        matches!(self.upload, Upload::Wanted(_))
+    }
+
+    fn is_uploaded(&self) -> bool {
+        matches!(self.upload, Upload::Done)
+    }
+
+    fn uploaded(&mut self) {
+        if let Upload::Wanted(heard) = std::mem::replace(&mut self.upload, Upload::Done) {
+            let _ = heard.send(());
+        }
+    }
 }
 
 /// What the proposer of one replica works with.
@@ -105,6 +143,42 @@ pub(crate) struct Proposer {
     pub(crate) configuration: watch::Receiver<Option<Configure>>,
     /// Who can be compared.
     pub(crate) checks: Arc<Checks>,
+    /// Larger writes go in chunks of this many bytes.
+    pub(crate) chunk_bytes: usize,
+    /// How long a chunk may take.
+    pub(crate) patience: Duration,
+}
+
+/// Submissions with large writes, and the one whose write is on its way.
+#[derive(Default)]
+struct Uploads {
+    waiting: VecDeque<Submission>,
+    running: Option<BoxFuture<'static, (Submission, Result<(), UploadError>)>>,
+}
+
+impl Uploads {
+    /// The next upload that ends.
+    async fn next(&mut self) -> (Submission, Result<(), UploadError>) {
+        poll_fn(|cx| {
+            let Some(running) = &mut self.running else { return Poll::Pending };
+            let ended = running.as_mut().poll(cx);
+            if ended.is_ready() {
+                self.running = None;
+            }
+            ended
+        })
+        .await
+    }
+}
+
+/// What a leader decides for an entry that it proposes now.
+pub(crate) fn header(replica: &Replica, environment: &Environment) -> Header {
+    Header {
+        feature_level: BASE_LEVEL,
+        clock_ms: replica.clock.now_ms(),
+        seed: environment.draw(),
+        out_of_memory: false,
+    }
 }
 
 type InFlight = BoxFuture<'static, (Option<Arc<Pending>>, Result<(), ProposeError>)>;
@@ -121,6 +195,7 @@ impl Proposer {
     async fn run(mut self, mut submissions: mpsc::Receiver<Submission>) {
         let mut in_flight: FuturesUnordered<InFlight> = FuturesUnordered::new();
         let mut waiting: Vec<Submission> = Vec::new();
+        let mut uploads = Uploads::default();
         let mut due = tokio::time::interval(TICK_INTERVAL);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick_in_flight = false;
@@ -138,6 +213,7 @@ impl Proposer {
                         break;
                     }
                 }
+                (submission, outcome) = uploads.next() => self.end_upload(submission, outcome, &mut waiting),
                 () = self.replica.tick_wanted.notified(), if may_tick => {
                     if self.leads() {
                         tick_in_flight = true;
@@ -164,7 +240,8 @@ impl Proposer {
                 }
             }
             // Who was answered meanwhile (time ran out) is not proposed after all.
-            waiting.retain(|submission| !submission.reply.is_closed());
+            waiting.retain(|submission| !submission.is_unwanted());
+            self.begin_uploads(&mut uploads, &mut waiting);
             if in_flight.len() >= ENTRIES_IN_FLIGHT && self.lost_majority() {
                 // What is in flight may yet be committed. What waits behind it was never proposed: say so.
                 waiting.drain(..).for_each(Submission::not_leader);
@@ -186,14 +263,55 @@ impl Proposer {
             }
         }
         debug!("proposer ends");
+        uploads.waiting.into_iter().for_each(Submission::not_leader);
         while let Some((pending, outcome)) = in_flight.next().await {
             settle(pending, outcome);
         }
     }
 
+    /// Takes what wants an upload out of the row, and begins one when nothing is in its way.
+    fn begin_uploads(&self, uploads: &mut Uploads, waiting: &mut Vec<Submission>) {
+        uploads.waiting.extend(waiting.extract_if(.., |submission| submission.wants_upload()));
+        uploads.waiting.retain(|submission| !submission.is_unwanted());
+        // The chunks of the next would push out those of one that has not been proposed yet.
+        if uploads.running.is_some() || waiting.iter().any(Submission::is_uploaded) {
+            return;
+        }
+        if let Some(submission) = uploads.waiting.pop_front() {
+            let uploader = Uploader {
+                group: self.group.clone(),
+                replica: Arc::clone(&self.replica),
+                wal: self.wal.clone(),
+                environment: self.environment.clone(),
+                checks: Arc::clone(&self.checks),
+                chunk_bytes: self.chunk_bytes,
+                patience: self.patience,
+            };
+            uploads.running = Some(Box::pin(uploader.run(submission)));
+        }
+    }
+
+    /// What was uploaded takes its place in the row; what was not has its outcome.
+    fn end_upload(
+        &self,
+        mut submission: Submission,
+        outcome: Result<(), UploadError>,
+        waiting: &mut Vec<Submission>,
+    ) {
+        match outcome {
+            Ok(()) => {
+                submission.uploaded();
+                waiting.push(submission);
+            }
+            Err(UploadError::NotLeader) => submission.not_leader(),
+            Err(UploadError::TooLarge) => submission.too_large(),
+            Err(UploadError::NoSpace) => submission.no_space(),
+            Err(UploadError::Unwanted) => {}
+        }
+    }
+
     fn header(&self) -> Header {
-        let clock_ms = self.replica.clock.now_ms();
-        Header { feature_level: BASE_LEVEL, clock_ms, seed: self.environment.draw(), out_of_memory: false }
+        header(&self.replica, &self.environment)
     }
 
     async fn propose(&mut self, in_flight: &mut FuturesUnordered<InFlight>, submissions: Vec<Submission>) {
@@ -204,8 +322,13 @@ impl Proposer {
         }
         let mut builder = EntryBuilder::new(self.header());
         for submission in &submissions {
-            for item in submission.batch.iter().filter(|item| item.command.is_write()) {
+            let commands = submission.batch.len() - usize::from(submission.is_uploaded());
+            for item in submission.batch.iter().take(commands).filter(|item| item.command.is_write()) {
                 builder.command(item.db, item.packed);
+            }
+            if submission.is_uploaded() {
+                let item = submission.batch.item(commands);
+                builder.assembled(item.db, item.packed.len() as u64);
             }
         }
         if self.wal.admit(builder.len_bytes() as u64).is_err() {
@@ -287,7 +410,7 @@ impl Proposer {
         };
         self.replica.is_configured()
             && self.leads()
-            && self.checks.all_know(&self.group.status().borrow())
+            && self.checks.are_possible(&self.group.status().borrow())
             && changed()
     }
 
@@ -303,7 +426,8 @@ impl Proposer {
 fn entry_length(waiting: &[Submission]) -> usize {
     let mut bytes = 0;
     let fitting = waiting.iter().take_while(|submission| {
-        bytes += submission.batch.size_bytes();
+        // Of a large write only the name goes into the entry.
+        bytes += if submission.is_uploaded() { 0 } else { submission.batch.size_bytes() };
         bytes <= ENTRY_BYTES
     });
     fitting.count().max(1)

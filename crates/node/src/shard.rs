@@ -1,8 +1,8 @@
 //! The handle of one shard's replica on this server: what connections read from and submit to.
 
 use crate::batch::{Batch, ReplySink};
-use crate::config::ReadMode;
-use crate::proposer::{COMMAND_BYTES, Submission, SubmitError};
+use crate::config::{NodeConfig, ReadMode};
+use crate::proposer::{COMMAND_BYTES, Submission, SubmitError, Upload};
 use crate::replica::{Replica, Waiting};
 use kvorum_cluster::{Note, ReplicaId, ShardId};
 use kvorum_keyspace::Slot;
@@ -26,6 +26,7 @@ struct Inner {
     environment: Environment,
     read_mode: ReadMode,
     write_timeout: Duration,
+    chunk_bytes: usize,
     stale_bound: Duration,
     freshness: Mutex<Freshness>,
 }
@@ -95,8 +96,7 @@ impl Shard {
         replica: Arc<Replica>,
         proposer: mpsc::Sender<Submission>,
         environment: Environment,
-        read_mode: ReadMode,
-        (write_timeout, stale_bound): (Duration, Duration),
+        config: &NodeConfig,
     ) -> Shard {
         Shard(Arc::new(Inner {
             id,
@@ -105,9 +105,10 @@ impl Shard {
             replica,
             proposer,
             environment,
-            read_mode,
-            write_timeout,
-            stale_bound,
+            read_mode: config.read_mode,
+            write_timeout: config.write_timeout,
+            chunk_bytes: config.chunk_bytes,
+            stale_bound: config.stale_bound,
             freshness: Mutex::default(),
         }))
     }
@@ -232,7 +233,8 @@ impl Shard {
 
     /// Takes a batch through the log. Its writes are acknowledged by their replies once a majority has them;
     /// its reads run between them. The batch has its place in the shard's order once the future was polled for
-    /// the first time.
+    /// the first time; but one whose last write is so large that it goes in chunks is overtaken by those submitted after
+    /// it. Who cares about the order waits for the outcome of such a batch.
     ///
     /// # Errors
     /// See [`SubmitError`]: only [`SubmitError::Unknown`] leaves open whether the writes ran.
@@ -241,11 +243,18 @@ impl Shard {
         batch: Batch,
         out: Box<dyn ReplySink>,
     ) -> Result<Box<dyn ReplySink>, SubmitError> {
-        if batch.size_bytes() > COMMAND_BYTES {
+        let large = batch.large(self.0.chunk_bytes).map_or(0, |item| item.packed.len());
+        if batch.size_bytes() - large > COMMAND_BYTES {
             return Err(SubmitError::TooLarge);
         }
         let (reply, replied) = oneshot::channel();
-        let submission = Submission { batch, out, reply };
+        let (upload, uploaded) = if large > 0 {
+            let (heard, uploaded) = oneshot::channel();
+            (Upload::Wanted(heard), Some(uploaded))
+        } else {
+            (Upload::NotNeeded, None)
+        };
+        let submission = Submission { batch, out, reply, upload };
         // Never waiting for room here keeps batches in the order in which they are submitted; who finds the
         // queue full has lost nothing and comes again.
         match self.0.proposer.try_send(submission) {
@@ -254,6 +263,10 @@ impl Shard {
             Err(TrySendError::Closed(submission) | TrySendError::Full(submission)) => {
                 return Err(SubmitError::NotLeader(submission.batch, submission.out));
             }
+        }
+        if let Some(uploaded) = uploaded {
+            // Until then the proposer watches over it, and nothing is in doubt. An error means that there is an outcome.
+            let _ = uploaded.await;
         }
         match tokio::time::timeout(self.0.write_timeout, replied).await {
             Ok(Ok(outcome)) => outcome,

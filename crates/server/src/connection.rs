@@ -52,8 +52,9 @@ const BATCH_BYTES: usize = 256 * 1024;
 const BATCHES_IN_FLIGHT: usize = 16;
 /// Batches on their way and replies that stand behind them, at a time.
 const QUEUE_LENGTH: usize = 64;
-/// Bytes of batches on their way at a time.
-const BYTES_IN_FLIGHT: usize = 4 * 1024 * 1024;
+/// Bytes of batches on their way at a time. What goes through the log in chunks is overtaken by what is submitted after it, so
+/// nothing may be.
+const BYTES_IN_FLIGHT: usize = kvorum_node::CHUNK_BYTES;
 /// Replies that the client has not taken, beyond which no request is looked at.
 const UNSENT_BYTES: usize = 1024 * 1024;
 /// Room made for each read.
@@ -594,6 +595,10 @@ impl<E: Engine> Connection<E> {
         });
         open.batch.push(command, terms.db, args.iter().copied());
         open.commands.push(command);
+        if open.batch.size_bytes() > BATCH_BYTES {
+            // At once, so that what is on its way is known before the next request is looked at.
+            self.close_batch().await;
+        }
     }
 
     /// Dispatches the batch that is being filled, if there is one.

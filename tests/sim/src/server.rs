@@ -160,6 +160,7 @@ fn config(id: u64) -> NodeConfig {
         ..SnapshotConfig::default()
     };
     config.write_timeout = Duration::from_secs(3);
+    config.chunk_bytes = 32;
     config
 }
 
