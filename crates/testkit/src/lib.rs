@@ -10,6 +10,9 @@
 //! | [`compose`], [`image`] | the cluster in containers |
 //! | [`playground`] | `kvorum dev` as a user runs it |
 //! | [`resp`] | one connection that speaks RESP |
+//! | [`reply`], [`plain`] | replies with their exact types, and a blocking connection that reads them |
+//! | [`oracle`] | a real redis-server |
+//! | [`script`] | golden scripts |
 //! | [`client`] | a cluster-aware client that says of every command: done, refused, or unknown |
 //! | [`workload`] | concurrent writers and register clients |
 //! | [`flood`] | writes as fast as they are taken |
@@ -34,11 +37,15 @@ pub mod load;
 pub mod map;
 pub mod namespaces;
 pub mod nemesis;
+pub mod oracle;
+pub mod plain;
 pub mod playground;
 pub mod ports;
 pub mod proxy;
 pub mod random;
+pub mod reply;
 pub mod resp;
+pub mod script;
 pub mod slots;
 pub mod trial;
 pub mod wal;

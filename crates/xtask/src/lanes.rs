@@ -17,12 +17,13 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 14] = [
+pub(crate) const END_TO_END: [&str; 15] = [
     "first_slice",
     "standalone",
     "dev_command",
     "readme_tour",
     "clients",
+    "scripts",
     "leader_kill",
     "torn_and_flipped",
     "linearizable",

@@ -1,67 +1,14 @@
-//! What the tests of this crate share: replies as trees and as text, and a bare keyspace that runs command lines.
+//! What the tests of this crate share: a bare keyspace that runs command lines, and a real Redis that does.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary takes a part of it")]
 
 pub mod redis;
 
+pub use kvorum_testkit::reply::Reply;
+
 use kvorum_keyspace::{
     Command, Error, Keyspace, Outcome, Run, Settings, Sink, introspect, lookup, unknown_command,
 };
-
-/// A reply as a tree.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Reply {
-    Simple(String),
-    Error(String),
-    Int(i64),
-    Bulk(Vec<u8>),
-    Null,
-    NullArray,
-    Array(Vec<Reply>),
-}
-
-impl Reply {
-    /// In the notation of redis-cli.
-    pub fn render(&self) -> String {
-        let mut out = String::new();
-        self.render_at(&mut out, 0);
-        out
-    }
-
-    fn render_at(&self, out: &mut String, indent: usize) {
-        match self {
-            Reply::Simple(text) => out.push_str(text),
-            Reply::Error(text) => out.push_str(&format!("(error) {text}")),
-            Reply::Int(value) => out.push_str(&format!("(integer) {value}")),
-            Reply::Bulk(bytes) => out.push_str(&format!("\"{}\"", bytes.escape_ascii())),
-            Reply::Null | Reply::NullArray => out.push_str("(nil)"),
-            Reply::Array(items) if items.is_empty() => out.push_str("(empty array)"),
-            Reply::Array(items) => {
-                for (index, item) in items.iter().enumerate() {
-                    if index > 0 {
-                        out.push('\n');
-                        out.push_str(&" ".repeat(indent));
-                    }
-                    let label = format!("{}) ", index + 1);
-                    out.push_str(&label);
-                    item.render_at(out, indent + label.len());
-                }
-            }
-        }
-    }
-
-    /// The same with the members of every array in one order: for replies whose order means nothing.
-    pub fn sorted(self) -> Reply {
-        match self {
-            Reply::Array(items) => {
-                let mut items: Vec<Reply> = items.into_iter().map(Reply::sorted).collect();
-                items.sort();
-                Reply::Array(items)
-            }
-            other => other,
-        }
-    }
-}
 
 /// Builds the tree.
 #[derive(Default)]
