@@ -13,6 +13,7 @@
 //! | [`reply`], [`plain`] | replies with their exact types, and a blocking connection that reads them |
 //! | [`oracle`] | a real redis-server |
 //! | [`script`] | golden scripts |
+//! | [`differential`] | random commands on two servers |
 //! | [`client`] | a cluster-aware client that says of every command: done, refused, or unknown |
 //! | [`workload`] | concurrent writers and register clients |
 //! | [`flood`] | writes as fast as they are taken |
@@ -30,6 +31,7 @@ pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod compose;
+pub mod differential;
 pub mod flood;
 pub mod history;
 pub mod image;

@@ -17,13 +17,14 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 15] = [
+pub(crate) const END_TO_END: [&str; 16] = [
     "first_slice",
     "standalone",
     "dev_command",
     "readme_tour",
     "clients",
     "scripts",
+    "differential",
     "leader_kill",
     "torn_and_flipped",
     "linearizable",

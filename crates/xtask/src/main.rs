@@ -8,12 +8,14 @@
 //! | `bench cluster` | throughput against a real Redis, in one interleaved run |
 //! | `bench snapshot` | how much longer commands take while a snapshot is written |
 //! | `image` | the container image of the static program |
+//! | `fuzz differential` | random commands on a cluster and on a real Redis |
 //! | `failover` | how long writes pause when a leader dies, and that none is lost |
 
 #![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
 
 mod bench;
 mod failover;
+mod fuzz;
 mod lanes;
 mod snapshot;
 mod tools;
@@ -44,6 +46,9 @@ enum Task {
     /// Measures
     #[command(subcommand)]
     Bench(Bench),
+    /// Random input
+    #[command(subcommand)]
+    Fuzz(Fuzz),
     /// Kills leaders under writes; prints how long writes pause; fails when one is lost or the median is above 2 s
     Failover(failover::Args),
 }
@@ -69,6 +74,12 @@ enum Bench {
     Snapshot(snapshot::Args),
 }
 
+#[derive(Debug, Subcommand)]
+enum Fuzz {
+    /// Random commands on a cluster and on a real Redis; fails with a small script when the replies differ
+    Differential(fuzz::Differential),
+}
+
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,6 +98,7 @@ fn run(task: Task) -> Result<()> {
         Task::Image(args) => image(&args),
         Task::Bench(Bench::Cluster(args)) => block_on(bench::cluster(&args)),
         Task::Bench(Bench::Snapshot(args)) => block_on(snapshot::run(&args)),
+        Task::Fuzz(Fuzz::Differential(args)) => block_on(fuzz::differential(&args)),
         Task::Failover(args) => block_on(failover::run(&args)),
     }
 }
