@@ -3,7 +3,9 @@
 //! To clients one port is one node of a Redis Cluster, so statistics, connections and settings are the port's.
 
 use crate::clients::{Client, Clients};
+use crate::gate::Gate;
 use crate::latency::{COMMAND, FAST_COMMAND, LatencyMonitor};
+use crate::monitor::Monitors;
 use crate::settings::Settings;
 use crate::slowlog::{SlowCommand, SlowLog};
 use crate::stats::{KeyspaceCounts, PortStats};
@@ -34,6 +36,9 @@ pub(crate) struct Port {
     pub(crate) settings: Arc<Settings>,
     pub(crate) stats: PortStats,
     pub(crate) clients: Clients,
+    pub(crate) monitors: Monitors,
+    /// What may run now.
+    pub(crate) gate: Gate,
     pub(crate) slowlog: SlowLog,
     pub(crate) latency: LatencyMonitor,
 }
@@ -49,6 +54,8 @@ impl Port {
             settings,
             stats: PortStats::new(),
             clients: Clients::default(),
+            monitors: Monitors::default(),
+            gate: Gate::default(),
             slowlog: SlowLog::default(),
             latency: LatencyMonitor::default(),
         }

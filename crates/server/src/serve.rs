@@ -15,6 +15,7 @@ use kvorum_node::{Node, NodeConfig, ReadMode};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -305,14 +306,15 @@ fn admit<E: Engine>(shared: &Shared<E>, stream: &TcpStream, peer: SocketAddr) ->
         let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
     }
     port.stats.connections_received.fetch_add(1, Ordering::Relaxed);
-    Some(port.clients.enter(peer, local))
+    Some(port.clients.enter(peer, local, stream.as_raw_fd()))
 }
 
 /// Ends connections that were silent for too long.
 fn end_idle<E: Engine>(shared: &Shared<E>, now: Instant) {
     let Some(timeout) = shared.port.settings.timeout() else { return };
     for client in shared.port.clients.all() {
-        if client.idle(now) >= timeout {
+        // As Redis: who waits in a command or for what others do is not idle.
+        if client.idle(now) >= timeout && !client.is_blocked() && !client.profile().monitor {
             client.kill();
         }
     }

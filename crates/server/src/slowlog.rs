@@ -14,7 +14,8 @@ use std::time::Duration;
 const MAX_ARGS: usize = 32;
 /// Bytes remembered of an argument.
 const MAX_ARG_BYTES: usize = 128;
-const REDACTED: &[u8] = b"(redacted)";
+/// What stands for a secret.
+pub(crate) const REDACTED: &[u8] = b"(redacted)";
 
 /// A command that ran for long.
 #[derive(Debug)]
@@ -50,11 +51,11 @@ fn cut(arg: &[u8]) -> Vec<u8> {
 }
 
 /// Whether an argument is a password, or the user name beside one.
-fn is_secret(command: &Command, args: Args<'_>, n: usize) -> bool {
+pub(crate) fn is_secret(command: &Command, args: Args<'_>, n: usize) -> bool {
     const SECRET_SETTINGS: [&[u8]; 4] = [b"requirepass", b"masterauth", b"masteruser", b"tls-key-file-pass"];
     match command.name {
         "auth" => n > 0,
-        "hello" => (3..=4).contains(&n) && args[2].eq_ignore_ascii_case(b"auth"),
+        "hello" => is_login_of_hello(args, n),
         "config|set" => {
             n >= 3 && n % 2 == 1 && SECRET_SETTINGS.iter().any(|name| args[n - 1].eq_ignore_ascii_case(name))
         }
@@ -65,6 +66,24 @@ fn is_secret(command: &Command, args: Args<'_>, n: usize) -> bool {
         "acl|setuser" | "acl|deluser" | "acl|getuser" => n >= 2,
         _ => false,
     }
+}
+
+/// HELLO [protover [AUTH user password] [SETNAME name]]
+fn is_login_of_hello(args: Args<'_>, index: usize) -> bool {
+    let mut at = 2;
+    while let Some(option) = args.get(at) {
+        if option.eq_ignore_ascii_case(b"auth") {
+            if (at + 1..=at + 2).contains(&index) {
+                return true;
+            }
+            at += 3;
+        } else if option.eq_ignore_ascii_case(b"setname") {
+            at += 2;
+        } else {
+            return false;
+        }
+    }
+    false
 }
 
 /// One line of the slow log.

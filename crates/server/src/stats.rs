@@ -46,6 +46,8 @@ pub(crate) struct PortStats {
     pub(crate) error_replies: AtomicU64,
     /// Commands answered `-UNKNOWN`.
     pub(crate) unknown_outcomes: AtomicU64,
+    /// Clients disconnected because too much waited for them.
+    pub(crate) output_limit_disconnections: AtomicU64,
     /// Times a connection was held for want of a leader.
     pub(crate) holds: AtomicU64,
     rates: Mutex<Rates>,
@@ -111,6 +113,7 @@ impl PortStats {
             writes: AtomicU64::new(0),
             error_replies: AtomicU64::new(0),
             unknown_outcomes: AtomicU64::new(0),
+            output_limit_disconnections: AtomicU64::new(0),
             holds: AtomicU64::new(0),
             rates: Mutex::new(Rates {
                 at: Instant::now(),
@@ -141,6 +144,7 @@ impl PortStats {
             &self.writes,
             &self.error_replies,
             &self.unknown_outcomes,
+            &self.output_limit_disconnections,
             &self.holds,
         ] {
             counter.store(0, Ordering::Relaxed);
@@ -282,8 +286,8 @@ impl Tally {
         self.of(command).rejected += 1;
     }
 
-    /// Adds everything to the port's counters and begins anew.
-    pub(crate) fn flush(&mut self, stats: &PortStats) {
+    /// Adds everything to the port's counters and begins anew. Returns how many commands were called.
+    pub(crate) fn flush(&mut self, stats: &PortStats) -> u64 {
         let mut processed = 0;
         for count in self.commands.drain(..) {
             processed += count.calls;
@@ -307,6 +311,7 @@ impl Tally {
         if processed > 0 {
             stats.commands_processed.fetch_add(processed, Ordering::Relaxed);
         }
+        processed
     }
 }
 

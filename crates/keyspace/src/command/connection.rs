@@ -388,6 +388,85 @@ const CLIENT: Command = Command {
             )],
             ..Command::ROW
         },
+        Command {
+            name: "client|unblock",
+            arity: -3,
+            flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::LOADING).and(Flags::STALE),
+            group: "connection",
+            since: "5.0.0",
+            summary: "Unblock a client blocked in a blocking command from a different connection",
+            complexity: "O(log N) where N is the number of client connections",
+            categories: &["@connection"],
+            arguments: &[
+                Argument::integer("client-id"),
+                Argument::one_of(
+                    "timeout_error",
+                    &[Argument::pure_token("timeout", "TIMEOUT"), Argument::pure_token("error", "ERROR")],
+                )
+                .optional(),
+            ],
+            ..Command::ROW
+        },
+        Command {
+            name: "client|tracking",
+            arity: -3,
+            flags: Flags::NOSCRIPT.and(Flags::LOADING).and(Flags::STALE),
+            group: "connection",
+            since: "6.0.0",
+            summary: "Enable or disable server assisted client side caching support",
+            complexity: "O(1). Some options may introduce additional complexity.",
+            categories: &["@connection"],
+            arguments: &[
+                Argument::one_of(
+                    "status",
+                    &[Argument::pure_token("on", "ON"), Argument::pure_token("off", "OFF")],
+                ),
+                Argument::integer("client-id").token("REDIRECT").optional(),
+                Argument::string("prefix").token("PREFIX").optional().multiple_token(),
+                Argument::pure_token("bcast", "BCAST").optional(),
+                Argument::pure_token("optin", "OPTIN").optional(),
+                Argument::pure_token("optout", "OPTOUT").optional(),
+                Argument::pure_token("noloop", "NOLOOP").optional(),
+            ],
+            ..Command::ROW
+        },
+        Command {
+            name: "client|trackinginfo",
+            arity: 2,
+            flags: Flags::NOSCRIPT.and(Flags::LOADING).and(Flags::STALE),
+            group: "connection",
+            since: "6.2.0",
+            summary: "Return information about server assisted client side caching for the current connection",
+            complexity: "O(1)",
+            categories: &["@connection"],
+            ..Command::ROW
+        },
+        Command {
+            name: "client|caching",
+            arity: 3,
+            flags: Flags::NOSCRIPT.and(Flags::LOADING).and(Flags::STALE),
+            group: "connection",
+            since: "6.0.0",
+            summary: "Instruct the server about tracking or not keys in the next request",
+            complexity: "O(1)",
+            categories: &["@connection"],
+            arguments: &[Argument::one_of(
+                "mode",
+                &[Argument::pure_token("yes", "YES"), Argument::pure_token("no", "NO")],
+            )],
+            ..Command::ROW
+        },
+        Command {
+            name: "client|getredir",
+            arity: 2,
+            flags: Flags::NOSCRIPT.and(Flags::LOADING).and(Flags::STALE),
+            group: "connection",
+            since: "6.0.0",
+            summary: "Get tracking notifications redirection client ID if any",
+            complexity: "O(1)",
+            categories: &["@connection"],
+            ..Command::ROW
+        },
     ],
     ..Command::ROW
 };

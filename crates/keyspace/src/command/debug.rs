@@ -24,6 +24,7 @@ const DEBUG: Command = Command {
     subcommands: &[
         Command { name: "debug|digest", arity: 2, run: Run::Read(digest), ..SUBCOMMAND },
         Command { name: "debug|digest-value", arity: -2, run: Run::Read(digest_value), ..SUBCOMMAND },
+        Command { name: "debug|sleep", arity: 3, ..SUBCOMMAND },
         Command { name: "debug|help", arity: 2, run: Run::Read(help), ..SUBCOMMAND },
     ],
     ..Command::ROW

@@ -22,6 +22,7 @@ pub(super) static COMMANDS: &[Command] = &[
     FAILOVER,
     REPLICAOF,
     SLAVEOF,
+    MONITOR,
 ];
 
 const INFO: Command = Command {
@@ -648,5 +649,15 @@ const SLAVEOF: Command = Command {
             ),
         ],
     )],
+    ..Command::ROW
+};
+
+const MONITOR: Command = Command {
+    name: "monitor",
+    arity: 1,
+    flags: Flags::ADMIN.and(Flags::NOSCRIPT).and(Flags::LOADING).and(Flags::STALE),
+    group: "server",
+    since: "1.0.0",
+    summary: "Listen for all requests received by the server in real time",
     ..Command::ROW
 };

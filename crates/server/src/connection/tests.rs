@@ -753,3 +753,200 @@ async fn order_holds_whatever_happens() {
         invariant_order(seed).await;
     }
 }
+
+/// The line of CLIENT LIST of a connection.
+fn described(server: &Server, id: u64) -> String {
+    server.shared.port.clients.get(id).map(|client| client.describe(Instant::now())).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_pause_holds_clients_and_refuses_nothing() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let (mut admin, mut client) = (server.client().await, server.client().await);
+    admin.send("CLIENT PAUSE 60000 WRITE\r\n").await;
+    admin.expect("+OK\r\n").await;
+    client.send("GET bar\r\nPING\r\n").await;
+    client.expect("$-1\r\n+PONG\r\n").await;
+    // What stands behind a write waits with it, and nothing of it is lost or turned round.
+    client.send("GET bar\r\nSET bar 1\r\nGET bar\r\nPING\r\nINCR bar\r\nNOPE\r\n").await;
+    client.expect("$-1\r\n").await;
+    client.expect_silence().await;
+    until("a held client is shown as such", || described(&server, 2).contains(" flags=b ")).await;
+    assert!(described(&server, 2).contains(" cmd=set "), "{}", described(&server, 2));
+    assert_eq!(server.shared.port.clients.blocked(), 1);
+    assert_eq!(replica.log(), [""; 0]);
+    admin.send("CLIENT UNPAUSE\r\n").await;
+    admin.expect("+OK\r\n").await;
+    client
+        .expect(
+            "+OK\r\n$1\r\n1\r\n+PONG\r\n:2\r\n-ERR unknown command 'NOPE', with args beginning with: \r\n",
+        )
+        .await;
+    until("it is held no more", || server.shared.port.clients.blocked() == 0).await;
+    assert_eq!(server.held(), 0, "no hold for want of a leader");
+}
+
+#[tokio::test]
+async fn a_pause_of_everything_ends_by_itself() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let (mut admin, mut client) = (server.client().await, server.client().await);
+    admin.send("CLIENT PAUSE 400\r\n").await;
+    admin.expect("+OK\r\n").await;
+    let start = Instant::now();
+    // What is refused is refused at once, as in Redis.
+    client.send("NOPE\r\nGET\r\nPING\r\nGET bar\r\n").await;
+    client
+        .expect(
+            "-ERR unknown command 'NOPE', with args beginning with: \r\n\
+             -ERR wrong number of arguments for 'get' command\r\n",
+        )
+        .await;
+    admin.send("CLIENT UNPAUSE\r\n").await;
+    admin.expect_silence().await;
+    client.expect("+PONG\r\n$-1\r\n").await;
+    assert!(start.elapsed() >= Duration::from_millis(350), "{:?}", start.elapsed());
+    admin.expect("+OK\r\n").await;
+}
+
+#[tokio::test]
+async fn who_sleeps_is_answered_when_it_wakes_and_the_port_stands_still_meanwhile() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let (mut sleeper, mut client) = (server.client().await, server.client().await);
+    let start = Instant::now();
+    sleeper.send("PING\r\nDEBUG SLEEP 0.3\r\nPING\r\n").await;
+    sleeper.expect("+PONG\r\n").await;
+    client.send("NOPE\r\n").await;
+    sleeper.expect_silence().await;
+    client.expect("-ERR unknown command 'NOPE', with args beginning with: \r\n").await;
+    assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
+    sleeper.expect("+OK\r\n+PONG\r\n").await;
+    let stats = &server.shared.port.stats;
+    until("the time it slept is counted", || {
+        stats
+            .commands()
+            .any(|stats| stats.name == "debug|sleep" && stats.calls == 1 && stats.micros >= 300_000)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_is_paused_when_the_port_closes_is_told() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let (mut admin, mut client) = (server.client().await, server.client().await);
+    admin.send("CLIENT PAUSE 60000\r\n").await;
+    admin.expect("+OK\r\n").await;
+    client.send("SET bar 1\r\nPING\r\n").await;
+    client.expect_silence().await;
+    drop(server.stop);
+    client.expect(&DOWN.repeat(2)).await;
+    client.expect_end().await;
+    tokio::time::timeout(PATIENCE, server.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_wait_can_be_ended_by_others() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.wait_for_ever();
+    let server = Server::start(Some(&replica)).await;
+    let (mut admin, mut client) = (server.client().await, server.client().await);
+    client.send("PING\r\n").await;
+    client.expect("+PONG\r\n").await;
+    for (how, reply) in [
+        ("", ":2\r\n"),
+        (" TIMEOUT", ":2\r\n"),
+        (" ERROR", "-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n"),
+    ] {
+        client.send("WAIT 3 0\r\nPING\r\n").await;
+        until("it waits", || described(&server, 2).contains(" flags=b ")).await;
+        admin.send(&format!("CLIENT UNBLOCK 2{how}\r\n")).await;
+        admin.expect(":1\r\n").await;
+        client.expect(reply).await;
+        client.expect("+PONG\r\n").await;
+    }
+    until("it waits no more", || !described(&server, 2).contains(" flags=b ")).await;
+    admin.send("CLIENT UNBLOCK 2\r\n").await;
+    admin.expect(":0\r\n").await;
+}
+
+#[tokio::test]
+async fn monitors_see_what_runs() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let (mut monitor, mut client) = (server.client().await, server.client().await);
+    monitor.send("MONITOR\r\n").await;
+    monitor.expect("+OK\r\n").await;
+    client
+        .send(
+            "SET bar \"a b\"\r\nGET foo\r\nNOPE\r\nGET\r\nAUTH default secret\r\nCONFIG GET timeout\r\nECHO x\r\n",
+        )
+        .await;
+    client.expect("+OK\r\n-MOVED 12182 10.0.0.3:7002\r\n").await;
+    let address = client.0.local_addr().unwrap();
+    let mut seen = String::new();
+    while !seen.contains("ECHO") {
+        let mut bytes = [0; 1024];
+        let read = tokio::time::timeout(PATIENCE, monitor.0.read(&mut bytes)).await.unwrap().unwrap();
+        seen += std::str::from_utf8(&bytes[..read]).unwrap();
+    }
+    let shown: Vec<&str> = seen.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    let expected = [
+        format!("[0 {address}] \"SET\" \"bar\" \"a b\""),
+        format!("[0 {address}] \"AUTH\" \"(redacted)\" \"(redacted)\""),
+        format!("[0 {address}] \"ECHO\" \"x\""),
+    ];
+    assert_eq!(shown, expected);
+    // It can leave, and then sees nothing.
+    monitor.send("RESET\r\nGET bar\r\n").await;
+    monitor.expect("+RESET\r\n$3\r\na b\r\n").await;
+    client.send("PING\r\n").await;
+    monitor.expect_silence().await;
+}
+
+#[tokio::test]
+async fn a_monitor_that_does_not_read_is_cut_off() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let (mut monitor, mut client) = (server.client().await, server.client().await);
+    monitor.send("MONITOR\r\n").await;
+    monitor.expect("+OK\r\n").await;
+    let echo = format!("*2\r\n$4\r\nECHO\r\n$1000000\r\n{}\r\n", "x".repeat(1_000_000));
+    let reply = format!("$1000000\r\n{}\r\n", "x".repeat(1_000_000));
+    let start = Instant::now();
+    let stats = &server.shared.port.stats;
+    while stats.output_limit_disconnections.load(Ordering::Relaxed) == 0 {
+        assert!(start.elapsed() < PATIENCE, "{}", described(&server, 1));
+        client.send(&echo).await;
+        client.expect(&reply).await;
+    }
+    until("it is gone", || server.shared.port.clients.len() == 1).await;
+    client.send("PING\r\n").await;
+    client.expect("+PONG\r\n").await;
+}
+
+/// The numbers of CLIENT LIST are measured, not made up.
+#[tokio::test]
+async fn buffers_and_traffic_are_shown() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("PING\r\nECHO abc\r\nPI").await;
+    client.expect("+PONG\r\n$3\r\nabc\r\n").await;
+    until("what was read and written is shown", || {
+        let line = described(&server, 1);
+        line.contains(" qbuf=2 ") && line.contains(" tot-net-in=18 tot-net-out=16 tot-cmds=2")
+    })
+    .await;
+    client.send("NG\r\n").await;
+    client.expect("+PONG\r\n").await;
+    // Replies that nobody takes are shown, too.
+    let echo = format!("*2\r\n$4\r\nECHO\r\n$1000000\r\n{}\r\n", "x".repeat(1_000_000));
+    client.0.set_nodelay(true).unwrap();
+    for _ in 0..8 {
+        // The server stops reading at some point, so not all of it may get there.
+        let _ = tokio::time::timeout(SILENCE, client.0.write_all(echo.as_bytes())).await;
+    }
+    until("unsent replies are shown", || {
+        let line = described(&server, 1);
+        line.contains(" events=rw ") && line.contains(" obl=16384 ") && !line.contains(" omem=0 ")
+    })
+    .await;
+}

@@ -115,6 +115,16 @@ impl RespSink {
         }
     }
 
+    /// Adds bytes that are no replies.
+    pub(crate) fn append_raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Bytes that the buffer can hold.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Gives back everything since `mark`: the client wants no replies.
     pub(crate) fn mute_since(&mut self, mark: usize) {
         self.bytes.truncate(mark);

@@ -127,6 +127,11 @@ impl RequestDecoder {
         self.buffer.len() - self.start
     }
 
+    /// Bytes that the buffer can hold.
+    pub(crate) fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// The next complete request, never without arguments; `None` when more bytes are needed. After an error
     /// there is nothing more to get.
     pub(crate) fn next(&mut self, limits: Limits) -> Result<Option<ArgVec<'_>>, ProtocolError> {

@@ -1,15 +1,21 @@
 //! CLIENT: what a connection says about itself, and what is known of the others.
 
 use super::{Next, Replies, Session, integer};
-use crate::clients::Client;
-use crate::port::Place;
+use crate::clients::{Client, Unblock};
+use crate::gate::{Held, Holder};
+use crate::port::{Place, wall_time};
 use crate::resp::RespSink;
 use kvorum_keyspace::{Args, Command, Error, Outcome, Sink};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// As Redis 7.0.15 has it, and what is newer behind it.
 const HELP: &[&str] = &[
     "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "CACHING (YES|NO)",
+    "    Enable/disable tracking of the keys for next command in OPTIN/OPTOUT modes.",
+    "GETREDIR",
+    "    Return the client ID we are redirecting to when tracking is enabled.",
     "GETNAME",
     "    Return the name of the current connection.",
     "ID",
@@ -20,11 +26,9 @@ const HELP: &[&str] = &[
     "    Kill connection made from <ip:port>.",
     "KILL <option> <value> [<option> <value> [...]]",
     "    Kill connections. Options are:",
-    "    * ADDR <ip:port>",
+    "    * ADDR (<ip:port>|<unixsocket>:0)",
     "      Kill connections made from the specified address",
-    "    * ID <client-id>",
-    "      Kill the connection of that ID.",
-    "    * LADDR <ip:port>",
+    "    * LADDR (<ip:port>|<unixsocket>:0)",
     "      Kill connections made to specified local address",
     "    * TYPE (NORMAL|MASTER|REPLICA|PUBSUB)",
     "      Kill connections by type.",
@@ -34,25 +38,41 @@ const HELP: &[&str] = &[
     "      Skip killing current connection (default: yes).",
     "LIST [options ...]",
     "    Return information about client connections. Options:",
-    "    * ID <client-id> [<client-id> ...]",
-    "      Return the clients of these IDs.",
     "    * TYPE (NORMAL|MASTER|REPLICA|PUBSUB)",
     "      Return clients of specified type.",
+    "UNPAUSE",
+    "    Stop the current client pause, resuming traffic.",
+    "PAUSE <timeout> [WRITE|ALL]",
+    "    Suspend all, or just write, clients for <timeout> milliseconds.",
     "REPLY (ON|OFF|SKIP)",
     "    Control the replies sent to the current connection.",
-    "SETINFO <option> <value>",
-    "    Set client meta attr. Options are:",
-    "    * LIB-NAME: the client lib name.",
-    "    * LIB-VER: the client lib version.",
     "SETNAME <name>",
     "    Assign the name <name> to the current connection.",
+    "UNBLOCK <clientid> [TIMEOUT|ERROR]",
+    "    Unblock the specified blocked client.",
+    "TRACKING (ON|OFF) [REDIRECT <id>] [BCAST] [PREFIX <prefix> [...]]",
+    "         [OPTIN] [OPTOUT] [NOLOOP]",
+    "    Control server assisted client side caching.",
+    "TRACKINGINFO",
+    "    Report tracking status for the current connection.",
     "NO-EVICT (ON|OFF)",
     "    Protect current client connection from eviction.",
     "NO-TOUCH (ON|OFF)",
     "    Will not touch LRU/LFU stats when this mode is on.",
+    "SETINFO <option> <value>",
+    "    Set client meta attr. Options are:",
+    "    * LIB-NAME: the client lib name.",
+    "    * LIB-VER: the client lib version.",
     "HELP",
     "    Prints this help.",
 ];
+
+const NO_TRACKING: Error = Error::new(
+    "ERR CLIENT TRACKING is not supported yet: keys are not tracked, so nothing would be invalidated",
+);
+const NOT_TRACKING: Error = Error::new(
+    "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
+);
 
 impl Session {
     pub(super) fn client_command(
@@ -63,10 +83,7 @@ impl Session {
         out: &mut RespSink,
     ) -> Result<Next, Error> {
         // A turn is noted at its end; who lists clients wants to find itself as it is.
-        self.client.update(|profile| {
-            profile.command = command.name;
-            profile.active = Some(Instant::now());
-        });
+        self.client.update(|profile| profile.command = command.name);
         match command.subname() {
             "id" => out.int(i64::try_from(self.client.id).unwrap_or(i64::MAX)),
             "getname" if self.name.is_empty() => out.null(),
@@ -91,6 +108,28 @@ impl Session {
                 out.ok();
             }
             "reply" => self.reply(args[2], out)?,
+            "pause" => pause(args, place, out)?,
+            "unpause" => {
+                place.port.gate.open(Holder::Pause);
+                out.ok();
+            }
+            "unblock" => unblock(args, place, out)?,
+            // Nobody tracks keys, so these are true.
+            "getredir" => out.int(-1),
+            "trackinginfo" => {
+                out.map(3);
+                out.bulk(b"flags");
+                out.set(1);
+                out.bulk(b"off");
+                out.bulk(b"redirect");
+                out.int(-1);
+                out.bulk(b"prefixes");
+                out.array(0);
+            }
+            "tracking" if args[2].eq_ignore_ascii_case(b"off") => out.ok(),
+            "tracking" if args[2].eq_ignore_ascii_case(b"on") => return Err(NO_TRACKING),
+            "tracking" => return Err(Error::SYNTAX),
+            "caching" => return Err(NOT_TRACKING),
             "help" => out.help(HELP),
             other => {
                 let text = format!("ERR CLIENT {} is not supported", other.to_ascii_uppercase());
@@ -230,8 +269,9 @@ fn list(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
         [option, ids @ ..] if option.eq_ignore_ascii_case(b"id") && !ids.is_empty() => {
             let invalid = |_| Error::new("ERR Invalid client ID");
             let ids = ids.iter().map(|id| integer(id)).collect::<Result<Vec<_>, _>>().map_err(invalid)?;
-            all.into_iter()
-                .filter(|client| ids.iter().any(|&id| u64::try_from(id) == Ok(client.id)))
+            // In the order they were asked for, as often as they were.
+            ids.into_iter()
+                .filter_map(|id| all.iter().find(|client| u64::try_from(id) == Ok(client.id)).cloned())
                 .collect()
         }
         _ => return Err(Error::SYNTAX),
@@ -239,6 +279,46 @@ fn list(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
     let now = Instant::now();
     let lines: String = shown.iter().map(|client| client.describe(now) + "\n").collect();
     out.verbatim("txt", lines.as_bytes());
+    Ok(())
+}
+
+/// CLIENT PAUSE milliseconds [WRITE|ALL]
+fn pause(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+    let what = match args.get(3) {
+        None => Held::Commands,
+        Some(_) if args.len() > 4 => {
+            let text = format!(
+                "ERR unknown subcommand or wrong number of arguments for '{}'. Try CLIENT HELP.",
+                String::from_utf8_lossy(args[1])
+            );
+            return Err(Error::one_line(text));
+        }
+        Some(mode) if mode.eq_ignore_ascii_case(b"write") => Held::Writes,
+        Some(mode) if mode.eq_ignore_ascii_case(b"all") => Held::Commands,
+        Some(_) => return Err(Error::new("ERR CLIENT PAUSE mode must be WRITE or ALL")),
+    };
+    let millis = integer(args[2]).map_err(|_| Error::new("ERR timeout is not an integer or out of range"))?;
+    let millis = u64::try_from(millis).map_err(|_| Error::new("ERR timeout is negative"))?;
+    // Redis adds it to the time of day, and what does not fit is over at once.
+    let now_ms = u64::try_from(wall_time().as_millis()).unwrap_or(u64::MAX);
+    if millis <= i64::MAX.unsigned_abs().saturating_sub(now_ms) {
+        place.port.gate.close(Holder::Pause, what, Duration::from_millis(millis));
+    }
+    out.ok();
+    Ok(())
+}
+
+/// CLIENT UNBLOCK id [TIMEOUT|ERROR]
+fn unblock(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+    let how = match args.get(3) {
+        None => Unblock::Timeout,
+        Some(how) if how.eq_ignore_ascii_case(b"timeout") => Unblock::Timeout,
+        Some(how) if how.eq_ignore_ascii_case(b"error") => Unblock::Error,
+        Some(_) => return Err(Error::new("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR")),
+    };
+    let id = integer(args[2])?;
+    let client = u64::try_from(id).ok().and_then(|id| place.port.clients.get(id));
+    out.int(i64::from(client.is_some_and(|client| client.unblock(how))));
     Ok(())
 }
 

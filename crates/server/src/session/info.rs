@@ -115,7 +115,7 @@ fn clients(facts: &Facts<'_>) -> String {
             ("connected_clients", &port.clients.len()),
             ("cluster_connections", &0),
             ("maxclients", &port.settings.maxclients.load(Ordering::Relaxed)),
-            ("blocked_clients", &0),
+            ("blocked_clients", &port.clients.blocked()),
             ("tracking_clients", &0),
             ("clients_in_timeout_table", &0),
         ],

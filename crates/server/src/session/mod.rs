@@ -18,6 +18,7 @@ mod slowlog;
 mod tests;
 
 use crate::clients::Client;
+use crate::gate::{Held, Holder};
 use crate::port::{Place, Port};
 use crate::resp::{Protocol, RespSink};
 use kvorum_cluster::Mode;
@@ -27,6 +28,8 @@ use std::time::Duration;
 
 const NO_AUTH: Error = Error::new("NOAUTH Authentication required.");
 const WRONG_PASSWORD: Error = Error::new("WRONGPASS invalid username-password pair or user is disabled.");
+/// Redis takes monitors for a kind of replica.
+const MONITOR_ON_KEYSPACE: Error = Error::new("ERR Replica can't interact with the keyspace");
 const HELLO_NO_AUTH: Error = Error::new(
     "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> <pass> option \
      can be used to authenticate the client and select the RESP protocol version at the same time",
@@ -44,6 +47,8 @@ pub(crate) struct Session {
     protocol: Protocol,
     name: Vec<u8>,
     replies: Replies,
+    /// Whether the client asked for everything that the port runs.
+    monitors: bool,
     /// Whether the reply to the current request is wanted.
     muted: bool,
     client: Arc<Client>,
@@ -77,6 +82,8 @@ pub(crate) enum Action {
         /// Why.
         error: Error,
     },
+    /// Close the connection without a word: it is no client of ours.
+    Close,
 }
 
 /// How a connection goes on after a command of the session's own.
@@ -93,6 +100,12 @@ pub(crate) enum Next {
         /// Do not wait longer; `None` for as long as it takes.
         patience: Option<Duration>,
     },
+    /// With `OK`, when this time is over. Whoever returns it closes the port's [`Gate`](crate::gate::Gate) first, if others
+    /// are to stand still, too.
+    Sleep {
+        /// For how long.
+        duration: Duration,
+    },
 }
 
 impl Session {
@@ -105,6 +118,7 @@ impl Session {
             protocol: Protocol::Resp2,
             name: Vec::new(),
             replies: Replies::On,
+            monitors: false,
             muted: false,
             client,
         }
@@ -118,6 +132,16 @@ impl Session {
     /// Whether the client wants no reply to the request that began or was served last.
     pub(crate) fn is_muted(&self) -> bool {
         self.muted
+    }
+
+    /// Whether the client is told what the port runs.
+    pub(crate) fn monitors(&self) -> bool {
+        self.monitors
+    }
+
+    /// Whether the client wants the reply to a request that it did not get to send whole.
+    pub(crate) fn wants_replies(&self) -> bool {
+        self.replies == Replies::On
     }
 
     /// A request begins: is its reply wanted?
@@ -145,6 +169,10 @@ impl Session {
 
     /// Looks at a request. `args` is not empty.
     pub(crate) fn on_request(&self, args: Args<'_>, port: &Port) -> Action {
+        // What a browser that was tricked into talking to us says, as Redis looks for it.
+        if args[0].eq_ignore_ascii_case(b"post") || args[0].eq_ignore_ascii_case(b"host:") {
+            return Action::Close;
+        }
         let Some(top) = lookup(args[0]) else {
             return Action::Refuse { command: None, error: unknown_command(args) };
         };
@@ -157,6 +185,9 @@ impl Session {
         }
         if self.lacks_password(port) && !command.flags.has(Flags::NO_AUTH) {
             return Action::Refuse { command: Some(command), error: NO_AUTH };
+        }
+        if self.monitors && matches!(command.run, Run::Read(_) | Run::Write(_)) {
+            return Action::Refuse { command: Some(command), error: MONITOR_ON_KEYSPACE };
         }
         match command.run {
             Run::Read(_) | Run::Write(_) => Action::Run(command),
@@ -210,6 +241,8 @@ impl Session {
                 out.simple("RESET");
             }
             "readonly" | "readwrite" | "asking" => self.routing(command, place, out)?,
+            "debug|sleep" => return Ok(sleep(args, place.port)),
+            "monitor" => self.monitor(place, out),
             "time" => server::time(out),
             "info" => info::info(args, place, out),
             "role" => server::role(place, out),
@@ -332,7 +365,21 @@ impl Session {
         Ok(())
     }
 
+    /// Who asks twice is not answered, as in Redis.
+    fn monitor(&mut self, place: Place<'_>, out: &mut RespSink) {
+        if self.monitors {
+            return;
+        }
+        self.monitors = true;
+        self.client.update(|profile| profile.monitor = true);
+        place.port.monitors.enter(&self.client);
+        out.ok();
+    }
+
     fn reset(&mut self, port: &Port) {
+        self.monitors = false;
+        port.monitors.leave(&self.client);
+        self.client.feed.take();
         self.authenticated = !port.settings.requirepass.is_set();
         self.db = 0;
         self.readonly = false;
@@ -345,6 +392,7 @@ impl Session {
             profile.readonly = false;
             profile.no_evict = false;
             profile.no_touch = false;
+            profile.monitor = false;
         });
     }
 
@@ -389,6 +437,14 @@ fn ping(args: Args<'_>, out: &mut RespSink) -> Outcome {
         _ => return Err(Error::wrong_arity("ping")),
     }
     Ok(())
+}
+
+/// DEBUG SLEEP seconds: the port stands still as a Redis does whose one thread sleeps.
+fn sleep(args: Args<'_>, port: &Port) -> Next {
+    let seconds = std::str::from_utf8(args[2]).ok().and_then(|text| text.parse().ok()).unwrap_or(0.0);
+    let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    port.gate.close(Holder::Sleep, Held::Requests, duration);
+    Next::Sleep { duration }
 }
 
 /// A signed 64-bit integer, or Redis's error.

@@ -20,7 +20,7 @@ impl Conversation {
     fn with(replica: Option<Scripted>) -> Conversation {
         let port = port();
         let client =
-            port.clients.enter("127.0.0.1:50000".parse().unwrap(), "127.0.0.1:7000".parse().unwrap());
+            port.clients.enter("127.0.0.1:50000".parse().unwrap(), "127.0.0.1:7000".parse().unwrap(), 8);
         Conversation { replica, session: Session::new(client, &port), port }
     }
 
@@ -57,6 +57,7 @@ impl Conversation {
                     out.error(error.text());
                     Next::Continue
                 }
+                Action::Close => Next::Close,
             };
             if !self.session.is_muted() {
                 replies += std::str::from_utf8(out.bytes()).unwrap();
@@ -64,6 +65,7 @@ impl Conversation {
             match next {
                 Next::Continue => {}
                 Next::Close => replies += "<close>",
+                Next::Sleep { duration } => replies += &format!("<sleep {}>\r\n", duration.as_millis()),
                 Next::Wait { replicas, patience } => {
                     replies +=
                         &format!("<wait {replicas} {:?}>\r\n", patience.map(|patience| patience.as_millis()));
@@ -261,6 +263,68 @@ fn nobody_has_to_give_a_password_that_was_taken_away() {
 }
 
 #[test]
+fn what_is_known_of_tracking_and_blocking_is_said() {
+    let mut client = Conversation::standalone();
+    client.expect("CLIENT GETREDIR\nCLIENT TRACKING OFF", ":-1\r\n+OK\r\n");
+    client.expect(
+        "CLIENT TRACKINGINFO",
+        "*6\r\n$5\r\nflags\r\n*1\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n*0\r\n",
+    );
+    assert!(client.say("CLIENT TRACKING ON").starts_with("-ERR CLIENT TRACKING is not supported yet"));
+    client
+        .expect("CLIENT UNBLOCK 99\nCLIENT UNBLOCK 1 ERROR\nCLIENT UNBLOCK -1 TIMEOUT", ":0\r\n:0\r\n:0\r\n");
+    client.say("HELLO 3");
+    client.expect(
+        "CLIENT TRACKINGINFO",
+        "%3\r\n$5\r\nflags\r\n~1\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n*0\r\n",
+    );
+    assert!(client.say("CLIENT HELP").contains("+PAUSE <timeout> [WRITE|ALL]\r\n"));
+}
+
+#[test]
+fn pauses_close_the_gate_of_the_port() {
+    let mut client = Conversation::standalone();
+    let set = kvorum_keyspace::lookup(b"set");
+    let ping = kvorum_keyspace::lookup(b"ping");
+    client.expect("CLIENT PAUSE 100000 WRITE", "+OK\r\n");
+    assert!(client.port.gate.holds(set).is_some() && client.port.gate.holds(ping).is_none());
+    client.expect("CLIENT UNPAUSE", "+OK\r\n");
+    assert!(client.port.gate.holds(set).is_none());
+    client.expect("CLIENT PAUSE 100000", "+OK\r\n");
+    assert!(client.port.gate.holds(ping).is_some() && client.port.gate.holds(None).is_none());
+    client.expect("CLIENT UNPAUSE", "+OK\r\n");
+    // As Redis: what is later than there are milliseconds is no pause.
+    client.expect("CLIENT PAUSE 9223372036854775807\nCLIENT PAUSE 0", "+OK\r\n+OK\r\n");
+    assert!(client.port.gate.holds(set).is_none());
+    client.expect(
+        "DEBUG SLEEP 1.5\nDEBUG SLEEP -1\nDEBUG SLEEP x",
+        "<sleep 1500>\r\n<sleep 0>\r\n<sleep 0>\r\n",
+    );
+    assert!(client.port.gate.holds(None).is_some());
+}
+
+#[test]
+fn a_monitor_keeps_off_the_keyspace_until_it_resets() {
+    let mut client = Conversation::standalone();
+    client.expect("MONITOR\nMONITOR\nPING", "+OK\r\n+PONG\r\n");
+    assert!(!client.port.monitors.is_empty());
+    client.expect_errors(&[
+        ("GET a", "ERR Replica can't interact with the keyspace"),
+        ("SET a 1", "ERR Replica can't interact with the keyspace"),
+    ]);
+    assert!(client.say("CLIENT INFO").contains(" flags=O "));
+    client.expect("RESET\nGET a", "+RESET\r\n<get>\r\n");
+    assert!(client.port.monitors.is_empty());
+    assert!(client.say("CLIENT INFO").contains(" flags=N "));
+}
+
+#[test]
+fn what_a_browser_says_is_not_answered() {
+    Conversation::standalone().expect("POST / HTTP/1.1", "<close>");
+    Conversation::standalone().expect("host: example.org", "<close>");
+}
+
+#[test]
 fn errors_are_those_of_redis() {
     let name = "Client names cannot contain spaces, newlines or special characters.";
     Conversation::standalone().expect_errors(&[
@@ -295,6 +359,36 @@ fn errors_are_those_of_redis() {
         ("CLIENT NO-EVICT x", "ERR syntax error"),
         ("CLIENT REPLY x", "ERR syntax error"),
         ("CLIENT LIST FOO", "ERR syntax error"),
+        ("CLIENT LIST TYPE", "ERR syntax error"),
+        ("CLIENT LIST ID", "ERR syntax error"),
+        ("CLIENT LIST ID x", "ERR Invalid client ID"),
+        ("CLIENT KILL 1 2", "ERR syntax error"),
+        ("CLIENT KILL ID", "ERR No such client"),
+        ("CLIENT KILL ID 0", "ERR client-id should be greater than 0"),
+        ("CLIENT KILL ID x", "ERR client-id should be greater than 0"),
+        ("CLIENT KILL ID 999 SKIPME maybe", "ERR syntax error"),
+        ("CLIENT KILL USER nobody", "ERR No such user 'nobody'"),
+        ("CLIENT KILL TYPE foo", "ERR Unknown client type 'foo'"),
+        ("CLIENT KILL MAXAGE 100", "ERR syntax error"),
+        ("CLIENT PAUSE", "ERR wrong number of arguments for 'client|pause' command"),
+        ("CLIENT PAUSE x", "ERR timeout is not an integer or out of range"),
+        ("CLIENT PAUSE -1", "ERR timeout is negative"),
+        ("CLIENT PAUSE 1 foo", "ERR CLIENT PAUSE mode must be WRITE or ALL"),
+        (
+            "CLIENT PAUSE 1 write all",
+            "ERR unknown subcommand or wrong number of arguments for 'PAUSE'. Try CLIENT HELP.",
+        ),
+        ("CLIENT UNPAUSE x", "ERR wrong number of arguments for 'client|unpause' command"),
+        ("CLIENT UNBLOCK", "ERR wrong number of arguments for 'client|unblock' command"),
+        ("CLIENT UNBLOCK x", "ERR value is not an integer or out of range"),
+        ("CLIENT UNBLOCK 99 foo", "ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"),
+        ("CLIENT TRACKING foo", "ERR syntax error"),
+        (
+            "CLIENT CACHING yes",
+            "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
+        ),
+        ("MONITOR x", "ERR wrong number of arguments for 'monitor' command"),
+        ("RESET x", "ERR wrong number of arguments for 'reset' command"),
         ("CLIENT LIST TYPE x", "ERR Unknown client type 'x'"),
         ("CLIENT LIST ID 1 x", "ERR Invalid client ID"),
         ("CLIENT KILL 1.2.3.4:5", "ERR No such client"),
@@ -418,13 +512,13 @@ fn a_server_without_a_cluster() {
 fn connections_see_each_other() {
     let mut client = Conversation::cluster();
     let other =
-        client.port.clients.enter("127.0.0.1:50001".parse().unwrap(), "127.0.0.1:7000".parse().unwrap());
+        client.port.clients.enter("127.0.0.1:50001".parse().unwrap(), "127.0.0.1:7000".parse().unwrap(), 8);
     client.say("CLIENT SETNAME me\nREADONLY\nCLIENT SETINFO lib-name x");
     let list = client.say("CLIENT LIST");
     let lines: Vec<&str> = list.lines().filter(|line| line.starts_with("id=")).collect();
     assert_eq!(lines.len(), 2);
     assert!(lines[0].starts_with(
-        "id=1 addr=127.0.0.1:50000 laddr=127.0.0.1:7000 fd=-1 name=me age=0 idle=0 flags=r db=0"
+        "id=1 addr=127.0.0.1:50000 laddr=127.0.0.1:7000 fd=8 name=me age=0 idle=0 flags=r db=0"
     ));
     assert!(lines[0].contains(" user=default ") && lines[0].contains(" lib-name=x "), "{}", lines[0]);
     assert!(client.say("CLIENT LIST ID 2 7").contains("id=2 "));
