@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// What this version of Kvorum can apply. Raised whenever an entry may hold something, or have an effect, that
 /// earlier versions do not know.
-pub const FEATURE_LEVEL: u16 = 3;
+pub const FEATURE_LEVEL: u16 = 4;
 
 /// What every version can apply: the level of an entry that holds nothing newer. A server that does not know an entry's
 /// level stops, so the builder raises the level of those entries only that need it.
@@ -22,6 +22,10 @@ pub const CHECK_LEVEL: u16 = 2;
 
 /// Since this level there are [`Part::Chunk`] and [`Part::Assembled`].
 pub const CHUNK_LEVEL: u16 = 3;
+
+/// Since this level there are the complete families of commands on strings and keys, and snapshots say what became of a
+/// string ([`Form`](kvorum_keyspace::value::Form)).
+pub const FAMILIES_LEVEL: u16 = 4;
 
 /// The largest command that may come in chunks, packed: beyond what a client may send (1 GiB) by what packing adds.
 pub const CHUNKED_BYTES_MAX: u64 = (1 << 30) + (64 << 20);
@@ -155,6 +159,12 @@ impl EntryBuilder {
         self.bytes.push(COMMAND);
         argv::put_varint(&mut self.bytes, u64::from(db));
         self.bytes.extend_from_slice(packed);
+        self
+    }
+
+    /// The next commands need this level: what [`Command::level`](kvorum_keyspace::Command::level) says of them.
+    pub fn needs(&mut self, level: u16) -> &mut EntryBuilder {
+        self.raise_level(level);
         self
     }
 

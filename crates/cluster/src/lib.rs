@@ -27,7 +27,7 @@ mod topology;
 
 pub use entry::{
     BASE_LEVEL, CHECK_LEVEL, CHUNK_LEVEL, CHUNKED_BYTES_MAX, Configure, Entry, EntryBuilder, EntryError,
-    FEATURE_LEVEL, Header, Part,
+    FAMILIES_LEVEL, FEATURE_LEVEL, Header, Part,
 };
 pub use ids::{NodeId, ParseNodeIdError, ReplicaId, ServerId, ShardId};
 pub use leaders::{Leader, Leaders, View};

@@ -30,6 +30,14 @@ pub(crate) enum Mutation<'a> {
     Expire { key: &'a [u8] },
     /// All keys of the database are gone.
     Flush,
+    /// The string under the key has these bytes from an offset on and this length; its deadline is as before.
+    Overwrite { key: &'a [u8], offset: usize, bytes: &'a [u8], len: usize },
+    /// Another key, of this database or another, has what this key has: value and deadline.
+    Copy { key: &'a [u8], to_db: u16, to: &'a [u8] },
+    /// The same, and this key is gone.
+    Move { key: &'a [u8], to_db: u16, to: &'a [u8] },
+    /// The database and another have changed places.
+    Swap { with: u16 },
 }
 
 const PUT_STRING: u8 = 1;
@@ -38,6 +46,10 @@ const SET_DEADLINE: u8 = 3;
 const REMOVE: u8 = 4;
 const EXPIRE: u8 = 5;
 const FLUSH: u8 = 6;
+const OVERWRITE: u8 = 7;
+const COPY: u8 = 8;
+const MOVE: u8 = 9;
+const SWAP: u8 = 10;
 
 impl Checksum {
     pub(crate) fn restored(value: u64) -> Checksum {
@@ -68,6 +80,12 @@ impl Checksum {
             Mutation::Remove { key } => (REMOVE, None, key, nothing),
             Mutation::Expire { key } => (EXPIRE, None, key, nothing),
             Mutation::Flush => (FLUSH, None, nothing, nothing),
+            Mutation::Overwrite { key, offset, bytes, len } => {
+                (OVERWRITE, Some((len as u64) << 32 | offset as u64), key, bytes)
+            }
+            Mutation::Copy { key, to_db, to } => (COPY, Some(to_db.into()), key, to),
+            Mutation::Move { key, to_db, to } => (MOVE, Some(to_db.into()), key, to),
+            Mutation::Swap { with } => (SWAP, Some(with.into()), nothing, nothing),
         };
         let mut head = [0; 20];
         head[0] = kind;
@@ -108,6 +126,10 @@ mod tests {
             Mutation::Remove { key: b"key" },
             Mutation::Expire { key: b"" },
             Mutation::Flush,
+            Mutation::Overwrite { key: b"key", offset: 5, bytes: b"more", len: 304 },
+            Mutation::Copy { key: b"key", to_db: 2, to: b"other" },
+            Mutation::Move { key: b"key", to_db: 2, to: b"other" },
+            Mutation::Swap { with: 2 },
         ] {
             checksum.note(3, 77, mutation);
             seen.push(checksum.value());
@@ -122,8 +144,12 @@ mod tests {
                 7518765639405616088,
                 2014454485586047949,
                 589969180582288931,
+                11340087690042705709,
+                16103538896627067121,
+                8677554331134055220,
+                13767304976739933662,
             ]
         );
-        assert_eq!(checksum.with(&[1, 2, 3]), 9834842728901098897);
+        assert_eq!(checksum.with(&[1, 2, 3]), 17159059316590778269);
     }
 }

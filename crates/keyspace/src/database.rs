@@ -6,8 +6,8 @@
 
 use crate::{
     SLOTS, Slot,
-    table::{Hash, Record, Table, record},
-    value::ValueRef,
+    table::{Hash, NewRecord, Record, Table, Timing},
+    value::{Form, MAX_PACKED, NewValue, ValueRef},
 };
 use std::{collections::BTreeSet, mem};
 use triomphe::Arc;
@@ -35,7 +35,8 @@ pub(crate) struct Tables {
     pages: Vec<Option<Arc<Page>>>,
     hash: Hash,
     totals: Totals,
-    /// Change sequence of the last FLUSHDB: no absent key changed later unless its slot says so.
+    /// Change sequence of the last change to the database as a whole, FLUSHDB or SWAPDB: every key, there or absent,
+    /// changed then, if not later.
     flushed: u64,
 }
 
@@ -44,6 +45,8 @@ pub(crate) struct Tables {
 struct Totals {
     keys: usize,
     expiring: usize,
+    /// Keys whose value has another form than [`Form::Whole`].
+    formed: usize,
     bytes: u64,
 }
 
@@ -53,6 +56,8 @@ const PAGES: usize = SLOTS as usize / PAGE_SLOTS;
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
     slots: [SlotTable; PAGE_SLOTS],
+    /// Number of keys in all of them.
+    keys: usize,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -80,22 +85,22 @@ const DEADLINE_CHARGE: u64 = 40;
 
 impl Totals {
     fn of(key: &[u8], record: &Record<'_>) -> Totals {
-        let expiring = record.deadline_ms.is_some();
+        Totals::of_parts(key, record.value, record.form, record.deadline_ms)
+    }
+
+    fn of_parts(key: &[u8], value: ValueRef<'_>, form: Form, deadline_ms: Option<u64>) -> Totals {
+        let expiring = deadline_ms.is_some();
         let deadline = if expiring { DEADLINE_CHARGE } else { 0 };
-        let bytes = KEY_CHARGE + (key.len() + record.value.size_bytes()) as u64 + deadline;
-        Totals { keys: 1, expiring: usize::from(expiring), bytes }
+        let bytes = KEY_CHARGE + (key.len() + value.size_bytes()) as u64 + deadline;
+        let formed = usize::from(form != Form::Whole);
+        Totals { keys: 1, expiring: usize::from(expiring), formed, bytes }
     }
 
-    fn add(&mut self, more: Totals) {
-        self.keys += more.keys;
-        self.expiring += more.expiring;
-        self.bytes += more.bytes;
-    }
-
-    fn take(&mut self, less: Totals) {
-        self.keys -= less.keys;
-        self.expiring -= less.expiring;
-        self.bytes -= less.bytes;
+    fn change(&mut self, old: Totals, new: Totals) {
+        self.keys = self.keys + new.keys - old.keys;
+        self.expiring = self.expiring + new.expiring - old.expiring;
+        self.formed = self.formed + new.formed - old.formed;
+        self.bytes = self.bytes + new.bytes - old.bytes;
     }
 }
 
@@ -122,16 +127,9 @@ impl Database {
     }
 
     /// Stores a key, new or not. Returns the deadline of what was there.
-    pub(crate) fn put(
-        &mut self,
-        key: &[u8],
-        at: Locator,
-        value: ValueRef<'_>,
-        sequence: u64,
-        deadline_ms: Option<u64>,
-    ) -> Option<u64> {
-        let record = record(value, sequence, deadline_ms);
-        let new = Totals::of(key, &record);
+    pub(crate) fn put(&mut self, key: &[u8], at: Locator, record: NewRecord<'_>) -> Option<u64> {
+        let deadline_ms = record.deadline_ms;
+        let new = Totals::of_parts(key, record.value.as_ref(), record.form, deadline_ms);
         let hash = self.tables.hash;
         let slot = self.tables.slot_mut(at.slot);
         let (old, old_deadline) = slot.table.put(&hash, key, at.hash, record, |before| match before {
@@ -156,34 +154,54 @@ impl Database {
         let old = Totals::of(key, &before);
         let new = Totals::of(key, &Record { deadline_ms, ..before });
         let hash = self.tables.hash;
-        self.tables.slot_mut(at.slot).table.retime(&hash, key, at.hash, sequence, deadline_ms);
+        let timing = Timing { sequence, deadline_ms };
+        self.tables.slot_mut(at.slot).table.retime(&hash, key, at.hash, timing);
         self.account(at.slot, old, new);
         self.move_deadline(at, old_deadline, deadline_ms);
         true
     }
 
-    /// Appends to a string, or makes it. The deadline stays. The caller has seen that the key is no other type.
-    /// Returns the length it has then.
-    pub(crate) fn append(&mut self, key: &[u8], at: Locator, more: &[u8], sequence: u64) -> usize {
+    /// Changes a string that is there, in place when it is a big one. The deadline stays. `edit` makes it longer by
+    /// `growth` bytes. Returns the length it has then.
+    pub(crate) fn edit(
+        &mut self,
+        key: &[u8],
+        at: Locator,
+        (sequence, now_ms): (u64, u64),
+        growth: usize,
+        edit: impl Fn(&mut Vec<u8>),
+    ) -> usize {
         let hash = self.tables.hash;
-        let Some(before) = self.tables.get(key, at) else {
-            self.put(key, at, ValueRef::String(more), sequence, None);
-            return more.len();
-        };
+        let before = self.tables.get(key, at).expect("the caller has seen the key");
         let old = Totals::of(key, &before);
         let ValueRef::String(value) = before.value;
-        let len = value.len() + more.len();
-        if self.tables.slot_mut(at.slot).table.append_big(&hash, key, at.hash, more, sequence) {
-            let new = Totals { bytes: old.bytes + more.len() as u64, ..old };
-            self.account(at.slot, old, new);
+        let (len, deadline_ms) = (value.len() + growth, before.deadline_ms);
+        if value.len() > MAX_PACKED {
+            let edited = self.tables.slot_mut(at.slot).table.edit_big(&hash, key, at.hash, sequence, edit);
+            assert!(edited, "a value of this length lies outside");
+            self.account(at.slot, old, Totals { bytes: old.bytes + growth as u64, formed: 1, ..old });
             return len;
         }
-        let before = self.tables.get(key, at).expect("seen above");
-        let ValueRef::String(value) = before.value;
-        let deadline_ms = before.deadline_ms;
-        let value = [value, more].concat();
-        self.put(key, at, ValueRef::String(&value), sequence, deadline_ms);
+        let mut value = value.to_vec();
+        edit(&mut value);
+        let value = NewValue::taken(&mut value);
+        self.put(key, at, NewRecord { value, form: Form::Edited, sequence, deadline_ms, now_ms });
         len
+    }
+
+    /// A copy of the value under a key that is there. Big ones are shared, not copied.
+    pub(crate) fn copy_value<T>(&self, key: &[u8], at: Locator, f: impl FnOnce(NewValue<'_>) -> T) -> T {
+        let record = self.tables.get(key, at).expect("the caller has seen the key");
+        let ValueRef::String(value) = record.value;
+        match self.tables.slot(at.slot).and_then(|slot| slot.table.big(key, at.hash)) {
+            Some(big) => f(NewValue::Big(big)),
+            None => f(NewValue::Bytes(value)),
+        }
+    }
+
+    /// The database takes another's place: to its clients each of its keys has changed.
+    pub(crate) fn swapped(&mut self, sequence: u64) {
+        self.tables.flushed = sequence;
     }
 
     /// Removes a key; false when it is not there.
@@ -210,12 +228,7 @@ impl Database {
     }
 
     fn account(&mut self, slot: Slot, old: Totals, new: Totals) {
-        let totals = &mut self.tables.totals;
-        totals.add(new);
-        totals.take(old);
-        let totals = &mut self.tables.slot_mut(slot).totals;
-        totals.add(new);
-        totals.take(old);
+        self.tables.account(slot, old, new);
     }
 
     fn move_deadline(&mut self, at: Locator, from: Option<u64>, to: Option<u64>) {
@@ -253,22 +266,14 @@ impl Loader {
         self.database.tables.slot_mut(slot).deleted = deleted;
     }
 
-    /// Adds a key with a string. A long one is taken over, not copied.
-    pub(crate) fn string(
-        &mut self,
-        key: &[u8],
-        at: Locator,
-        bytes: &mut Vec<u8>,
-        sequence: u64,
-        deadline_ms: Option<u64>,
-    ) {
-        let record = record(ValueRef::String(bytes), sequence, deadline_ms);
-        let totals = Totals::of(key, &record);
+    /// Adds a key.
+    pub(crate) fn add(&mut self, key: &[u8], at: Locator, record: NewRecord<'_>) {
+        let deadline_ms = record.deadline_ms;
+        let totals = Totals::of_parts(key, record.value.as_ref(), record.form, deadline_ms);
         let hash = self.database.tables.hash;
         let slot = self.database.tables.slot_mut(at.slot);
-        slot.table.load_string(&hash, key, at.hash, bytes, sequence, deadline_ms);
-        slot.totals.add(totals);
-        self.database.tables.totals.add(totals);
+        slot.table.put(&hash, key, at.hash, record, |_| ());
+        self.database.tables.account(at.slot, Totals::default(), totals);
         if let Some(deadline_ms) = deadline_ms {
             self.deadlines.push((deadline_ms, at));
         }
@@ -296,6 +301,11 @@ impl Tables {
 
     pub(crate) fn flushed(&self) -> u64 {
         self.flushed
+    }
+
+    /// Whether some value has another form than [`Form::Whole`].
+    pub(crate) fn has_forms(&self) -> bool {
+        self.totals.formed > 0
     }
 
     /// Change sequence of the slot's last deletion.
@@ -350,14 +360,46 @@ impl Tables {
         None
     }
 
+    /// Some key, chosen by two random numbers, and its record: the slot by its number of keys, so that nearly each key
+    /// of the database has the same chance. `None` where the numbers find nothing, as in an empty database.
+    pub(crate) fn random(&self, first: u64, second: u64) -> Option<(&[u8], Record<'_>)> {
+        let mut left = usize::try_from(first.checked_rem(self.totals.keys as u64)?).ok()?;
+        for page in self.pages.iter().flatten() {
+            if left >= page.keys {
+                left -= page.keys;
+                continue;
+            }
+            for slot in &page.slots {
+                if left < slot.totals.keys {
+                    return slot.table.random(second);
+                }
+                left -= slot.totals.keys;
+            }
+        }
+        None
+    }
+
     fn slot(&self, slot: Slot) -> Option<&SlotTable> {
         Some(&self.pages[slot.index() / PAGE_SLOTS].as_deref()?.slots[slot.index() % PAGE_SLOTS])
     }
 
+    fn account(&mut self, slot: Slot, old: Totals, new: Totals) {
+        let page = self.page_mut(slot);
+        page.keys += new.keys;
+        page.keys -= old.keys;
+        page.slots[slot.index() % PAGE_SLOTS].totals.change(old, new);
+        self.totals.change(old, new);
+    }
+
     fn slot_mut(&mut self, slot: Slot) -> &mut SlotTable {
-        let page = self.pages[slot.index() / PAGE_SLOTS]
-            .get_or_insert_with(|| Arc::new(Page { slots: std::array::from_fn(|_| SlotTable::default()) }));
-        &mut Arc::make_mut(page).slots[slot.index() % PAGE_SLOTS]
+        &mut self.page_mut(slot).slots[slot.index() % PAGE_SLOTS]
+    }
+
+    fn page_mut(&mut self, slot: Slot) -> &mut Page {
+        let page = self.pages[slot.index() / PAGE_SLOTS].get_or_insert_with(|| {
+            Arc::new(Page { slots: std::array::from_fn(|_| SlotTable::default()), keys: 0 })
+        });
+        Arc::make_mut(page)
     }
 }
 

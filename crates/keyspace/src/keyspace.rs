@@ -51,6 +51,8 @@ pub struct Stats {
 pub(crate) struct ReadCounters {
     pub(crate) hits: AtomicU64,
     pub(crate) misses: AtomicU64,
+    /// Random numbers drawn for reads.
+    draws: AtomicU64,
 }
 
 impl Keyspace {
@@ -207,6 +209,13 @@ impl Keyspace {
     /// each writer frees a bounded one.
     pub fn take_garbage(&mut self) -> Option<Garbage> {
         (!self.garbage.is_empty()).then(|| Garbage { _remains: std::mem::take(&mut self.garbage) })
+    }
+
+    /// A random number for a read: how many were drawn before, under the secret hash. There is no entropy in here, and
+    /// what a read answers by chance needs none; nobody outside can tell the next one.
+    pub(crate) fn draw(&self) -> u64 {
+        let draws = self.reads.draws.fetch_add(1, Ordering::Relaxed);
+        self.hash.of(&draws.to_le_bytes())
     }
 
     /// Where a key lies.

@@ -29,5 +29,5 @@ pub use reader::Reader;
 pub use sink::{NullSink, Sink};
 pub use slot::{SLOTS, Slot, slot_of};
 pub use snapshot::{RestoreError, Snapshot, read_number};
-pub use table::Record;
+pub use table::{AccessClock, Record};
 pub use writer::{Key, Writer};

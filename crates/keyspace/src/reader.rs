@@ -44,18 +44,20 @@ impl<'a> Reader<'a> {
         self.keyspace
     }
 
-    /// The record of a key, counted as a hit or a miss.
+    /// The record of a key, counted as a hit or a miss. The key is used.
     pub fn get(&self, key: &[u8]) -> Option<Record<'a>> {
-        let record = self.peek(key);
-        let reads = &self.keyspace.reads;
-        if record.is_some() { &reads.hits } else { &reads.misses }.fetch_add(1, Ordering::Relaxed);
-        record
+        let record = self.look(key)?;
+        record.used.touch(self.now_ms);
+        Some(record)
     }
 
     /// The record of a key, counted as a hit or a miss, but not as a use of the key: what OBJECT IDLETIME answers
     /// stays.
     pub fn look(&self, key: &[u8]) -> Option<Record<'a>> {
-        self.get(key)
+        let record = self.peek(key);
+        let reads = &self.keyspace.reads;
+        if record.is_some() { &reads.hits } else { &reads.misses }.fetch_add(1, Ordering::Relaxed);
+        record
     }
 
     /// Calls `f` with the same view of another database.
@@ -78,9 +80,14 @@ impl<'a> Reader<'a> {
         let at = self.keyspace.locate(key);
         let tables = self.keyspace.tables(self.db);
         match tables.get(key, at).filter(|record| self.is_there(record)) {
-            Some(record) => record.sequence,
+            Some(record) => record.sequence.max(tables.flushed()),
             None => tables.slot_deleted(at.slot).max(tables.flushed()),
         }
+    }
+
+    /// The hash of a key, which is secret but for its order.
+    pub(crate) fn hash_of(&self, key: &[u8]) -> u64 {
+        self.keyspace.locate(key).hash
     }
 
     /// Number of keys, those due but not removed yet included.
@@ -104,6 +111,29 @@ impl<'a> Reader<'a> {
         self.keyspace.tables(self.db).visit_slot(slot, from, &mut |hash, key, record| {
             !self.is_there(&record) || visit(hash, key, record)
         });
+    }
+
+    /// Some key that is there, nearly each with the same chance; `None` when none is there.
+    pub(crate) fn random_key(&self) -> Option<Vec<u8>> {
+        // When so many draws find nothing but keys that are gone and not removed yet, a walk finds out what is left.
+        const DRAWS: usize = 100;
+        let tables = self.keyspace.tables(self.db);
+        for _ in 0..DRAWS {
+            let found = tables.random(self.keyspace.draw(), self.keyspace.draw());
+            if let Some((key, _)) = found.filter(|(_, record)| self.is_there(record)) {
+                return Some(key.to_vec());
+            }
+        }
+        let mut first = None;
+        let mut from = 0;
+        while let (None, Some(slot)) = (&first, self.next_slot(from)) {
+            self.visit_slot(slot, 0, &mut |_, key, _| {
+                first = Some(key.to_vec());
+                false
+            });
+            from = slot.number() + 1;
+        }
+        first
     }
 
     /// The first slot from number `from` on that holds a key.

@@ -12,8 +12,8 @@ use crate::{
     Keyspace, SLOTS, Settings, Slot, argv,
     checksum::Checksum,
     database::{Loader, Tables},
-    table::Record,
-    value::ValueRef,
+    table::{NewRecord, Record},
+    value::{Form, NewValue, ValueRef},
 };
 use std::{
     fmt,
@@ -72,7 +72,7 @@ impl From<io::Error> for RestoreError {
 /// Stands for "no further slot".
 const END: u16 = SLOTS;
 
-const STRING: u8 = 0;
+/// Types of values are numbers below this one; those of strings are the numbers of [`Form`].
 const HAS_DEADLINE: u8 = 0x10;
 
 /// Change sequences and counters stay below this; what a record has room for.
@@ -94,8 +94,13 @@ impl Keyspace {
         }
     }
 
-    /// Reads what [`Snapshot::write`] wrote of a keyspace with these settings, and no byte more.
-    pub fn restore<R: BufRead>(settings: Settings, from: &mut R) -> Result<Keyspace, RestoreError> {
+    /// Reads what [`Snapshot::write`] wrote of a keyspace with these settings, and no byte more. All keys count as
+    /// used at `now_ms`.
+    pub fn restore<R: BufRead>(
+        settings: Settings,
+        now_ms: u64,
+        from: &mut R,
+    ) -> Result<Keyspace, RestoreError> {
         let mut keyspace = Keyspace::new(settings);
         keyspace.sequence = count(from)?;
         keyspace.expired_keys = count(from)?;
@@ -107,13 +112,18 @@ impl Keyspace {
             return Err(RestoreError::Malformed("another number of databases"));
         }
         for db in 0..keyspace.databases.len() {
-            keyspace.databases[db] = read_database(&keyspace, from)?.finish();
+            keyspace.databases[db] = read_database(&keyspace, now_ms, from)?.finish();
         }
         Ok(keyspace)
     }
 }
 
 impl Snapshot {
+    /// Whether it has to say more of some value than the first version of its format could.
+    pub fn has_forms(&self) -> bool {
+        self.databases.iter().any(Tables::has_forms)
+    }
+
     /// Writes the data: slot by slot, in pieces of some 64 KiB or a value.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut out = Chunks { out, bytes: Vec::with_capacity(2 * CHUNK_BYTES), error: None };
@@ -193,7 +203,7 @@ fn write_slot(tables: &Tables, slot: Slot, out: &mut Chunks<'_>) {
     out.number(count as u64);
     tables.visit_slot(slot, 0, &mut |_, key, record: Record<'_>| {
         let ValueRef::String(value) = record.value;
-        out.bytes.push(STRING | if record.deadline_ms.is_some() { HAS_DEADLINE } else { 0 });
+        out.bytes.push(record.form as u8 | if record.deadline_ms.is_some() { HAS_DEADLINE } else { 0 });
         out.number(record.sequence);
         if let Some(deadline_ms) = record.deadline_ms {
             out.number(deadline_ms);
@@ -202,7 +212,7 @@ fn write_slot(tables: &Tables, slot: Slot, out: &mut Chunks<'_>) {
     });
 }
 
-fn read_database<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<Loader, RestoreError> {
+fn read_database<R: BufRead>(keyspace: &Keyspace, now_ms: u64, from: &mut R) -> Result<Loader, RestoreError> {
     let mut database = Loader::new(keyspace.hash, sequence(keyspace, from)?);
     let mut keys = 0;
     let mut expiring = 0;
@@ -227,9 +237,8 @@ fn read_database<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<Loader
         let mut last_hash = 0;
         for n in 0..count {
             let kind = byte(from)?;
-            if kind & !HAS_DEADLINE != STRING {
-                return Err(RestoreError::Malformed("a value of an unknown type"));
-            }
+            let form = Form::from_number(kind & !HAS_DEADLINE)
+                .ok_or(RestoreError::Malformed("a value of an unknown type"))?;
             let sequence = sequence(keyspace, from)?;
             let deadline_ms = if kind & HAS_DEADLINE != 0 { Some(read_number(from)?) } else { None };
             if deadline_ms.is_some_and(|deadline| deadline > MAX_DEADLINE) {
@@ -244,7 +253,8 @@ fn read_database<R: BufRead>(keyspace: &Keyspace, from: &mut R) -> Result<Loader
             if n > 0 && (last_hash, last_key.as_slice()) >= (at.hash, key.as_slice()) {
                 return Err(RestoreError::Malformed("a key that is not in order"));
             }
-            database.string(&key, at, &mut value, sequence, deadline_ms);
+            let value = NewValue::taken(&mut value);
+            database.add(&key, at, NewRecord { value, form, sequence, deadline_ms, now_ms });
             expiring += u64::from(deadline_ms.is_some());
             last_hash = at.hash;
             std::mem::swap(&mut last_key, &mut key);

@@ -4,8 +4,8 @@ use crate::{
     Keyspace,
     checksum::Mutation,
     database::{Database, Locator},
-    table::Record,
-    value::ValueRef,
+    table::{NewRecord, Record},
+    value::{Form, NewValue, ValueRef},
 };
 use std::sync::atomic::Ordering;
 
@@ -50,24 +50,39 @@ impl<'a> Writer<'a> {
         self.db
     }
 
+    /// Number of databases.
+    pub fn databases(&self) -> u16 {
+        self.keyspace.databases()
+    }
+
+    /// Calls `f` with the hand on another database, which exists.
+    pub fn with_db<T>(&mut self, db: u16, f: impl FnOnce(&mut Writer<'a>) -> T) -> T {
+        assert!(db < self.keyspace.databases(), "database {db} does not exist");
+        let before = std::mem::replace(&mut self.db, db);
+        let result = f(self);
+        self.db = before;
+        result
+    }
+
     /// Hashes a key for the other methods.
     pub fn key<'k>(&self, bytes: &'k [u8]) -> Key<'k> {
         Key { bytes, at: self.keyspace.locate(bytes) }
     }
 
-    /// The record of a key.
+    /// The record of a key. The key is used.
     pub fn get(&mut self, key: Key<'_>) -> Option<Record<'_>> {
         self.expire(key);
-        self.keyspace.tables(self.db).get(key.bytes, key.at)
+        let record = self.keyspace.tables(self.db).get(key.bytes, key.at)?;
+        record.used.touch(self.now_ms);
+        Some(record)
     }
 
     /// The record of a key, counted as a hit or a miss: for commands that also answer with the value.
     pub fn read(&mut self, key: Key<'_>) -> Option<Record<'_>> {
-        self.expire(key);
-        let record = self.keyspace.tables(self.db).get(key.bytes, key.at);
+        let found = self.contains(key);
         let reads = &self.keyspace.reads;
-        if record.is_some() { &reads.hits } else { &reads.misses }.fetch_add(1, Ordering::Relaxed);
-        record
+        if found { &reads.hits } else { &reads.misses }.fetch_add(1, Ordering::Relaxed);
+        self.keyspace.tables(self.db).get(key.bytes, key.at)
     }
 
     /// Whether a key is there.
@@ -78,13 +93,32 @@ impl<'a> Writer<'a> {
     /// Stores a value under a key, new or not, with this deadline. A deadline that the clock has reached means
     /// that the key is removed.
     pub fn put(&mut self, key: Key<'_>, value: ValueRef<'_>, deadline_ms: Option<u64>) {
+        let ValueRef::String(bytes) = value;
+        self.store(key, NewValue::Bytes(bytes), Form::Whole, deadline_ms);
+    }
+
+    /// Stores a string that is the result of float arithmetic.
+    pub fn put_text(&mut self, key: Key<'_>, text: &[u8], deadline_ms: Option<u64>) {
+        self.store(key, NewValue::Bytes(text), Form::Text, deadline_ms);
+    }
+
+    /// Stores a string and takes it over, so that a long one is not copied.
+    pub fn put_taken(&mut self, key: Key<'_>, mut bytes: Vec<u8>, deadline_ms: Option<u64>) {
+        self.store(key, NewValue::taken(&mut bytes), Form::Whole, deadline_ms);
+    }
+
+    fn store(&mut self, key: Key<'_>, value: NewValue<'_>, form: Form, deadline_ms: Option<u64>) {
         if deadline_ms.is_some_and(|deadline| deadline <= self.now_ms) {
             self.remove(key);
             return;
         }
-        let sequence = self.advance();
-        let old_deadline = self.database().put(key.bytes, key.at, value, sequence, deadline_ms);
-        self.note(Mutation::Put { key: key.bytes, value, deadline_ms });
+        self.note(Mutation::Put { key: key.bytes, value: value.as_ref(), deadline_ms });
+        self.store_noted(key, value, form, deadline_ms);
+    }
+
+    fn store_noted(&mut self, key: Key<'_>, value: NewValue<'_>, form: Form, deadline_ms: Option<u64>) {
+        let record = NewRecord { value, form, sequence: self.advance(), deadline_ms, now_ms: self.now_ms };
+        let old_deadline = self.database().put(key.bytes, key.at, record);
         if old_deadline.is_some_and(|deadline| deadline <= self.now_ms) {
             self.keyspace.expired_keys += 1;
         }
@@ -93,10 +127,94 @@ impl<'a> Writer<'a> {
     /// Appends bytes to a string, or makes it when the key is absent. The deadline stays. The key holds no other
     /// type: the caller has seen to that.
     pub fn append(&mut self, key: Key<'_>, more: &[u8]) {
-        self.expire(key);
-        let sequence = self.advance();
-        let len = self.database().append(key.bytes, key.at, more, sequence);
+        let len = if self.contains(key) {
+            let at = (self.advance(), self.now_ms);
+            self.database().edit(key.bytes, key.at, at, more.len(), |value| value.extend_from_slice(more))
+        } else {
+            self.store_noted(key, NewValue::Bytes(more), Form::Whole, None);
+            more.len()
+        };
         self.note(Mutation::Append { key: key.bytes, more, len });
+    }
+
+    /// Writes bytes into a string from an offset on, or makes it when the key is absent. Zeros fill what was not
+    /// there. The deadline stays. The key holds no other type: the caller has seen to that.
+    pub fn overwrite(&mut self, key: Key<'_>, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        let write = |value: &mut Vec<u8>| {
+            if value.len() < end {
+                value.resize(end, 0);
+            }
+            value[offset..end].copy_from_slice(bytes);
+        };
+        let old_len = self.get(key).map(|record| {
+            let ValueRef::String(value) = record.value;
+            value.len()
+        });
+        let len = match old_len {
+            Some(old_len) => {
+                let at = (self.advance(), self.now_ms);
+                self.database().edit(key.bytes, key.at, at, end.saturating_sub(old_len), write)
+            }
+            None => {
+                let mut value = Vec::new();
+                write(&mut value);
+                self.store_noted(key, NewValue::taken(&mut value), Form::Edited, None);
+                end
+            }
+        };
+        self.note(Mutation::Overwrite { key: key.bytes, offset, bytes, len });
+    }
+
+    /// Gives another key, of this database or another, what a key has that is there: value and deadline.
+    pub fn copy(&mut self, key: Key<'_>, to_db: u16, to: Key<'_>) {
+        self.note(Mutation::Copy { key: key.bytes, to_db, to: to.bytes });
+        self.copy_noted(key, to_db, to);
+    }
+
+    /// The same, and the key is gone: it is another one than `to`.
+    pub fn rename(&mut self, key: Key<'_>, to_db: u16, to: Key<'_>) {
+        self.note(Mutation::Move { key: key.bytes, to_db, to: to.bytes });
+        self.copy_noted(key, to_db, to);
+        let sequence = self.advance();
+        self.database().remove(key.bytes, key.at, sequence);
+    }
+
+    fn copy_noted(&mut self, key: Key<'_>, to_db: u16, to: Key<'_>) {
+        let record = self.get(key).expect("the caller has seen the key");
+        let (form, deadline_ms) = (record.form, record.deadline_ms);
+        let mut packed = Vec::new();
+        let value = self.database().copy_value(key.bytes, key.at, |value| match value {
+            NewValue::Bytes(bytes) => {
+                packed.extend_from_slice(bytes);
+                None
+            }
+            NewValue::Big(big) => Some(big),
+        });
+        let value = value.map_or_else(|| NewValue::Bytes(&packed), NewValue::Big);
+        self.with_db(to_db, |writer| writer.store_noted(to, value, form, deadline_ms));
+    }
+
+    /// Two databases, which exist, change places.
+    pub fn swap(&mut self, db: u16, with: u16) {
+        if db == with {
+            return;
+        }
+        let sequence = self.advance();
+        let databases = &mut self.keyspace.databases;
+        databases.swap(usize::from(db), usize::from(with));
+        databases[usize::from(db)].swapped(sequence);
+        databases[usize::from(with)].swapped(sequence);
+        self.keyspace.checksum.note(db, sequence, Mutation::Swap { with });
+    }
+
+    /// Makes a key that is there look as if it had last been used so many seconds ago. That is no state: it is not
+    /// the same on every replica, and no change of the key.
+    pub fn set_idle(&mut self, key: Key<'_>, seconds: u64) {
+        let used_ms = self.now_ms.saturating_sub(seconds.saturating_mul(1000));
+        if let Some(record) = self.get(key) {
+            record.used.touch(used_ms);
+        }
     }
 
     /// Sets or takes away the deadline of a key that is there; false when it is not. A deadline that the clock has

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use support::{Bare, Reply, redis::Redis};
 
 /// Rows of later versions of Redis; 7.0 does not know them.
-const NEWER: [&str; 3] = ["client|setinfo", "client|no-touch", "waitaof"];
+const NEWER: [&str; 6] = ["client|setinfo", "client|no-touch", "waitaof", "delex", "delifeq", "digest"];
 
 fn rows() -> impl Iterator<Item = &'static Command> {
     command::all()

@@ -21,6 +21,21 @@ enum Step {
         key: u16,
         len: usize,
     },
+    SetRange {
+        key: u16,
+        offset: usize,
+        len: usize,
+    },
+    Rename {
+        key: u16,
+        to: u16,
+    },
+    Copy {
+        key: u16,
+        to: u16,
+    },
+    /// There and back: nothing changes but the sequences.
+    Swap,
     Del {
         key: u16,
     },
@@ -52,7 +67,11 @@ fn step() -> impl Strategy<Value = Step> {
     let len = prop_oneof![4 => 0..40usize, 1 => 250..260usize, 1 => 1000..1100usize];
     prop_oneof![
         6 => (key.clone(), len.clone(), prop::option::of(1..500u64)).prop_map(|(key, len, ttl_ms)| Step::Set { key, len, ttl_ms }),
-        2 => (key.clone(), len).prop_map(|(key, len)| Step::Append { key, len }),
+        2 => (key.clone(), len.clone()).prop_map(|(key, len)| Step::Append { key, len }),
+        2 => (key.clone(), 0..300usize, len).prop_map(|(key, offset, len)| Step::SetRange { key, offset, len }),
+        2 => (key.clone(), key.clone()).prop_map(|(key, to)| Step::Rename { key, to }),
+        2 => (key.clone(), key.clone()).prop_map(|(key, to)| Step::Copy { key, to }),
+        1 => Just(Step::Swap),
         3 => key.clone().prop_map(|key| Step::Del { key }),
         2 => (key.clone(), -10..500i64).prop_map(|(key, ttl_ms)| Step::Expire { key, ttl_ms }),
         1 => key.clone().prop_map(|key| Step::Persist { key }),
@@ -83,6 +102,15 @@ fn apply(bare: &mut Bare, step: &Step) {
             bare.run(&[b"SET", &name(*key), &vec![b'v'; *len], b"PX", &text(ttl)]);
         }
         Step::Append { key, len } => drop(bare.run(&[b"APPEND", &name(*key), &vec![b'a'; *len]])),
+        Step::SetRange { key, offset, len } => {
+            bare.run(&[b"SETRANGE", &name(*key), &text(offset), &vec![b'r'; *len]]);
+        }
+        Step::Rename { key, to } => drop(bare.run(&[b"RENAME", &name(*key), &name(*to)])),
+        Step::Copy { key, to } => drop(bare.run(&[b"COPY", &name(*key), &name(*to), b"REPLACE"])),
+        Step::Swap => {
+            bare.run(&[b"SWAPDB", b"0", b"1"]);
+            bare.run(&[b"SWAPDB", b"0", b"1"]);
+        }
         Step::Del { key } => drop(bare.run(&[b"DEL", &name(*key)])),
         Step::Expire { key, ttl_ms } => drop(bare.run(&[b"PEXPIRE", &name(*key), &text(ttl_ms)])),
         Step::Persist { key } => drop(bare.run(&[b"PERSIST", &name(*key)])),
@@ -115,6 +143,28 @@ fn apply_to_model(model: &mut Model, now_ms: &mut u64, step: &Step) {
             }
             model.entry(key).or_default().0.extend(vec![b'a'; *len]);
         }
+        Step::SetRange { key, offset, len } => {
+            let key = name(*key);
+            if !alive(model, &key) {
+                model.remove(&key);
+            }
+            if *len > 0 {
+                let value = &mut model.entry(key).or_default().0;
+                value.resize(value.len().max(offset + len), 0);
+                value[*offset..offset + len].fill(b'r');
+            }
+        }
+        Step::Rename { key, to } | Step::Copy { key, to } => {
+            let (key, to) = (name(*key), name(*to));
+            if alive(model, &key) && key != to {
+                let value = model[&key].clone();
+                if matches!(step, Step::Rename { .. }) {
+                    model.remove(&key);
+                }
+                model.insert(to, value);
+            }
+        }
+        Step::Swap => {}
         Step::Del { key } => drop(model.remove(&name(*key))),
         Step::Expire { key, ttl_ms } => {
             let key = name(*key);
@@ -261,7 +311,7 @@ proptest! {
         before.iter().for_each(|step| apply(&mut bare, step));
         let mut other = Bare::new();
         let settings = Settings { databases: 16, hash_seed: *b"sixteen bytes ok" };
-        other.keyspace = Keyspace::restore(settings, &mut bare.keyspace.dump().as_slice()).unwrap();
+        other.keyspace = Keyspace::restore(settings, 0, &mut bare.keyspace.dump().as_slice()).unwrap();
         other.now_ms = bare.now_ms;
         invariant_counts_agree(&other);
         for step in &after {

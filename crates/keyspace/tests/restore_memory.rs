@@ -52,7 +52,7 @@ fn settings() -> Settings {
 fn peak_of(bytes: &[u8]) -> (usize, bool) {
     let before = ALLOCATED.load(SeqCst);
     PEAK.store(before, SeqCst);
-    let restored = Keyspace::restore(settings(), &mut &bytes[..]).is_ok();
+    let restored = Keyspace::restore(settings(), 0, &mut &bytes[..]).is_ok();
     (PEAK.load(SeqCst) - before, restored)
 }
 

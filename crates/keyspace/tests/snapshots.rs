@@ -20,7 +20,7 @@ fn empty() -> Bare {
 
 fn restore(bytes: &[u8]) -> Result<Keyspace, RestoreError> {
     let mut rest = bytes;
-    let keyspace = Keyspace::restore(settings(4), &mut rest)?;
+    let keyspace = Keyspace::restore(settings(4), 0, &mut rest)?;
     assert!(rest.is_empty(), "{} bytes were left", rest.len());
     Ok(keyspace)
 }
@@ -36,6 +36,13 @@ fn sample() -> Bare {
     bare.line("DEL short");
     bare.line("SET {tag}a 1");
     bare.line("SET {tag}b 2");
+    bare.line("APPEND {tag}b 3");
+    bare.line("INCRBYFLOAT {tag}c 4");
+    bare.line("SETRANGE long 290 {another}");
+    bare.line("COPY long longer");
+    bare.line("RENAME longer {tag}d");
+    bare.line("MOVE {tag}a 2");
+    bare.line("SWAPDB 1 2");
     bare.db = 3;
     bare.line("SET other 1");
     bare.line("FLUSHDB");
@@ -66,6 +73,27 @@ fn the_bytes_are_frozen() {
     expected.extend([0x00, 0x40, 2, 1]);
     expected.extend([6, 0x00, 0x40, 0, 0]);
     assert_eq!(bare.keyspace.dump(), expected, "{:x?}", bare.keyspace.dump());
+}
+
+/// What became of a string is frozen, too.
+#[test]
+fn the_bytes_of_forms_are_frozen() {
+    let mut bare = Bare::new();
+    bare.keyspace = Keyspace::new(settings(1));
+    bare.line("SET a 1");
+    assert!(!bare.keyspace.snapshot().has_forms());
+    bare.line("APPEND a 2");
+    assert!(bare.keyspace.snapshot().has_forms());
+    let tail = |bare: &Bare| bare.keyspace.dump()[11..].to_vec();
+    assert_eq!(tail(&bare), [0, 0x87, 0x3c, 0, 1, 1, 2, 1, b'a', 2, b'1', b'2', 0x00, 0x40, 1, 0]);
+    bare.line("INCRBYFLOAT a 3");
+    assert_eq!(tail(&bare), [0, 0x87, 0x3c, 0, 1, 2, 3, 1, b'a', 2, b'1', b'5', 0x00, 0x40, 1, 0]);
+    bare.line("SET a 4");
+    assert!(!bare.keyspace.snapshot().has_forms());
+    assert_eq!(tail(&bare), [0, 0x87, 0x3c, 0, 1, 0, 4, 1, b'a', 1, b'4', 0x00, 0x40, 1, 0]);
+    bare.line("SETRANGE a 0 5");
+    bare.line("FLUSHALL");
+    assert!(!bare.keyspace.snapshot().has_forms());
 }
 
 #[test]
@@ -122,7 +150,7 @@ fn a_changed_byte_is_refused_or_gives_a_whole_keyspace() {
             let mut wrong = dump.clone();
             wrong[at] ^= change;
             // What follows the end belongs to somebody else.
-            let Ok(keyspace) = Keyspace::restore(settings(4), &mut wrong.as_slice()) else {
+            let Ok(keyspace) = Keyspace::restore(settings(4), 0, &mut wrong.as_slice()) else {
                 refused += 1;
                 continue;
             };
@@ -156,7 +184,7 @@ fn nothing_is_believed_that_was_not_read() {
         (&[5, 0, 0, 0], "a slot without anything"),
         (&[5, 0, 7], "a change from the future"),
         (&[5, 0, 0x80, 0], "a number that is none"),
-        (&[5, 0, 0, 1, 1], "a value of an unknown type"),
+        (&[5, 0, 0, 1, 3], "a value of an unknown type"),
         (&[5, 0, 0, 1, 0, 1, 1, b'x', 0], "a key in another slot than its own"),
         (&[0, 0x40, 1, 0], "other numbers of keys"),
     ] {
@@ -192,9 +220,9 @@ impl Read for Slow<'_> {
 fn a_slow_reader_gives_the_same_and_a_broken_one_says_why() {
     let dump = sample().keyspace.dump();
     let slow = |broken| Slow { bytes: &dump, calls: 0, broken };
-    let keyspace = Keyspace::restore(settings(4), &mut BufReader::with_capacity(5, slow(false))).unwrap();
+    let keyspace = Keyspace::restore(settings(4), 0, &mut BufReader::with_capacity(5, slow(false))).unwrap();
     assert_eq!(keyspace.dump(), dump);
-    let error = Keyspace::restore(settings(4), &mut BufReader::with_capacity(5, slow(true))).unwrap_err();
+    let error = Keyspace::restore(settings(4), 0, &mut BufReader::with_capacity(5, slow(true))).unwrap_err();
     assert!(
         matches!(&error, RestoreError::Io(error) if error.to_string() == "the disk is gone"),
         "{error:?}"
@@ -250,6 +278,23 @@ fn no_two_changes_have_one_checksum() {
         "DEL soon",
         "DEL gone",
         "FLUSHDB",
+        "SETRANGE there 0 w",
+        "SETRANGE there 0 x",
+        "SETRANGE there 1 w",
+        "SETRANGE nothing 0 w",
+        "INCRBYFLOAT a 1.5",
+        "RENAME there a",
+        "RENAME there b",
+        "RENAME soon a",
+        "COPY there a",
+        "COPY there b",
+        "COPY there a DB 2",
+        "MOVE there 2",
+        "MOVE there 3",
+        "SWAPDB 0 2",
+        "SWAPDB 1 2",
+        "SWAPDB 0 1",
+        "SWAPDB 1 0",
     ] {
         for db in [0, 1] {
             let mut bare = empty();

@@ -52,6 +52,12 @@ impl<'a> BatchItem<'a> {
     pub(crate) fn argv(&self) -> Result<ArgVec<'a>, Malformed> {
         argv::unpack(&mut { self.packed })
     }
+
+    /// The least feature level of an entry that holds the command.
+    pub(crate) fn level(&self) -> u16 {
+        let level_with = self.command.level_with.and_then(|level| Some(level(&self.argv().ok()?)));
+        level_with.unwrap_or(self.command.level)
+    }
 }
 
 impl Batch {

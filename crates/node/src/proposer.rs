@@ -324,7 +324,7 @@ impl Proposer {
         for submission in &submissions {
             let commands = submission.batch.len() - usize::from(submission.is_uploaded());
             for item in submission.batch.iter().take(commands).filter(|item| item.command.is_write()) {
-                builder.command(item.db, item.packed);
+                builder.needs(item.level()).command(item.db, item.packed);
             }
             if submission.is_uploaded() {
                 let item = submission.batch.item(commands);

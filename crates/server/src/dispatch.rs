@@ -1,7 +1,7 @@
 //! Where a command goes, and in which words a client is told when it does not go here.
 
 use kvorum_cluster::{Intent, Mode, ReplicaId, Route, View, route};
-use kvorum_keyspace::{Args, Command, Keyspace, Run, Settings, Sink, Slot, slot_of};
+use kvorum_keyspace::{Args, Command, Keyspace, Run, Settings, Sink, Slot, command, slot_of};
 use smallvec::SmallVec;
 use std::sync::LazyLock;
 
@@ -47,7 +47,10 @@ pub(crate) fn course(
     }
     let intent = if command.is_write() { Intent::Write } else { Intent::Read };
     match route(view, me, slots.into_iter(), intent, readonly) {
-        Route::Local => Course::Local,
+        Route::Local => match refused_in_cluster(view, command, args) {
+            Some(error) => Course::Refused(error),
+            None => Course::Local,
+        },
         Route::Stale => Course::Stale,
         Route::Hold => Course::Hold,
         Route::Moved { slot, host, port } => Course::Refused(moved(slot, &host, port)),
@@ -55,6 +58,15 @@ pub(crate) fn course(
         Route::NotServed => Course::Refused(NOT_SERVED.to_owned()),
         Route::ReadOnly => Course::Refused(READ_ONLY.to_owned()),
     }
+}
+
+/// Clients of a cluster stay in its one database.
+fn refused_in_cluster(view: &View, command: &Command, args: Args<'_>) -> Option<String> {
+    if view.topology.mode != Mode::Cluster {
+        return None;
+    }
+    let error = command::refused_in_cluster(command, args, view.topology.databases)?;
+    Some(error.text().to_owned())
 }
 
 /// The reply for a slot that the shard was found not to own when the command was to run.

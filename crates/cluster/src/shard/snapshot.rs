@@ -7,7 +7,7 @@
 //! here, for files and the transport have theirs.
 
 use super::{NOTES, Note, ShardMachine, assembly::Assembly};
-use crate::{CHECK_LEVEL, CHUNK_LEVEL, CHUNKED_BYTES_MAX, Configure, FEATURE_LEVEL};
+use crate::{CHECK_LEVEL, CHUNK_LEVEL, CHUNKED_BYTES_MAX, Configure, FAMILIES_LEVEL, FEATURE_LEVEL};
 use kvorum_keyspace::{Keyspace, Settings, Snapshot, argv};
 use std::{
     collections::VecDeque,
@@ -118,7 +118,7 @@ impl ShardSnapshot {
         head.extend_from_slice(MAGIC);
         head.push(FORMAT);
         // The lowest that knows all that is in it.
-        let level = if self.assembly.is_some() { CHUNK_LEVEL } else { CHECK_LEVEL };
+        let level = self.level();
         head.extend_from_slice(&level.to_le_bytes());
         head.push(u8::from(self.applied.is_some()));
         head.extend_from_slice(&self.applied.unwrap_or(0).to_le_bytes());
@@ -142,9 +142,22 @@ impl ShardSnapshot {
         self.write_assembly(out)
     }
 
+    fn level(&self) -> u16 {
+        match &self.assembly {
+            _ if self.keyspace.has_forms() => FAMILIES_LEVEL,
+            Some(_) => CHUNK_LEVEL,
+            None => CHECK_LEVEL,
+        }
+    }
+
     fn write_assembly(&self, out: &mut dyn Write) -> io::Result<()> {
-        let Some(assembly) = &self.assembly else { return Ok(()) };
         let mut head = Vec::new();
+        let Some(assembly) = &self.assembly else {
+            if self.level() > CHUNK_LEVEL {
+                argv::put_varint(&mut head, 0);
+            }
+            return out.write_all(&head);
+        };
         argv::put_varint(&mut head, assembly.total());
         argv::put_varint(&mut head, assembly.bytes().len() as u64);
         out.write_all(&head)?;
@@ -187,10 +200,10 @@ fn read<R: BufRead>(from: &mut R) -> Result<ShardMachine, RestoreError> {
     if let Some(configuration) = read_configuration(from)? {
         let settings = Settings { databases: configuration.databases, hash_seed: configuration.hash_seed };
         machine.configuration = Some(configuration);
-        machine.keyspace = Keyspace::restore(settings, from)?;
+        machine.keyspace = Keyspace::restore(settings, machine.clock_ms, from)?;
     }
     if level >= CHUNK_LEVEL {
-        machine.assembly = Some(read_assembly(from)?);
+        machine.assembly = read_assembly(from, level)?;
     }
     let blank = (machine.term, machine.clock_ms, index) == (0, 0, 0) && machine.notes.is_empty();
     if !has_applied && (!blank || machine.configuration.is_some() || machine.assembly.is_some()) {
@@ -218,8 +231,13 @@ fn read_notes<R: BufRead>(from: &mut R, applied: u64) -> Result<VecDeque<Note>, 
 }
 
 /// What has come of a large write.
-fn read_assembly<R: BufRead>(from: &mut R) -> Result<Assembly, RestoreError> {
-    let (total, len) = (number(from)?, number(from)?);
+/// At the level of chunks there is one; later levels say so with 0 when there is none.
+fn read_assembly<R: BufRead>(from: &mut R, level: u16) -> Result<Option<Assembly>, RestoreError> {
+    let total = number(from)?;
+    if total == 0 && level > CHUNK_LEVEL {
+        return Ok(None);
+    }
+    let len = number(from)?;
     if total == 0 || total > CHUNKED_BYTES_MAX || len > total {
         return Err(RestoreError::malformed("a command longer than it is"));
     }
@@ -227,7 +245,7 @@ fn read_assembly<R: BufRead>(from: &mut R) -> Result<Assembly, RestoreError> {
     if from.take(len).read_to_end(&mut bytes)? as u64 != len {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
-    Ok(Assembly::restored(total, bytes))
+    Ok(Some(Assembly::restored(total, bytes)))
 }
 
 fn read_configuration<R: BufRead>(from: &mut R) -> Result<Option<Configure>, RestoreError> {

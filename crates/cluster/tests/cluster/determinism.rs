@@ -14,7 +14,7 @@ const COMMANDS_PER_ENTRY: u64 = 20;
 const START_MS: u64 = 1_700_000_000_000;
 const DATABASES: u16 = 3;
 
-/// `K` is a key, `V` a value, `N` a number, `L` a value that is sometimes long.
+/// `K` is a key, `V` a value, `N` a number, `L` a value that is sometimes long, `D` a dump.
 const TEMPLATES: &[(u64, &str)] = &[
     (30, "SET K L"),
     (10, "SET K V PX N"),
@@ -42,6 +42,23 @@ const TEMPLATES: &[(u64, &str)] = &[
     (2, "EXPIREAT K N"),
     (2, "PEXPIREAT K N"),
     (4, "PERSIST K"),
+    (2, "SET K V IFEQ V GET"),
+    (2, "SET K V IFNE V KEEPTTL"),
+    (4, "INCRBYFLOAT K N"),
+    (2, "INCRBYFLOAT K 0.1"),
+    (3, "MSETNX K V K V"),
+    (5, "SETRANGE K 3 L"),
+    (2, "SETRANGE K 300 V"),
+    (2, "DELEX K IFNE V"),
+    (2, "DELIFEQ K V"),
+    (5, "RENAME K K"),
+    (3, "RENAMENX K K"),
+    (4, "COPY K K REPLACE"),
+    (3, "COPY K K DB 1"),
+    (3, "MOVE K 2"),
+    (2, "RESTORE K 0 D REPLACE"),
+    (2, "RESTORE K N D ABSTTL IDLETIME N"),
+    (1, "RESTORE-ASKING K 0 D"),
 ];
 
 struct Generator {
@@ -101,6 +118,8 @@ impl Generator {
             "FLUSHALL"
         } else if self.chance(3000) {
             "FLUSHDB"
+        } else if self.chance(2000) {
+            "SWAPDB 0 1"
         } else {
             let mut left = self.below(TEMPLATES.iter().map(|(weight, _)| weight).sum());
             let row = TEMPLATES.iter().find(|(weight, _)| {
@@ -118,6 +137,8 @@ impl Generator {
                 "V" => self.value(false),
                 "L" => self.value(true),
                 "N" => self.number(),
+                // `aaaa…`, ninety times, as Redis dumps it.
+                "D" => b"\x00\xc3\t@Z\x01aa\xe0M\x00\x01aa\n\x00\xd0$7e)h[\x80".to_vec(),
                 word => word.as_bytes().to_vec(),
             })
             .collect()

@@ -176,7 +176,7 @@ fn what_a_snapshot_cannot_say_is_refused() {
     };
     assert_eq!(with(0, b'k'), "malformed snapshot: it is none");
     assert_eq!(with(3, 2), "snapshot format 2 is not known to this version");
-    assert_eq!(with(4, 4), format!("the snapshot needs feature level 4, this version has {FEATURE_LEVEL}"));
+    assert_eq!(with(4, 5), format!("the snapshot needs feature level 5, this version has {FEATURE_LEVEL}"));
     assert_eq!(with(6, 2), "malformed snapshot: neither applied nor not");
     assert_eq!(with(6, 0), "malformed snapshot: a state before the first entry");
     assert_eq!(with(31, 17), "malformed snapshot: too many notes");
@@ -197,6 +197,10 @@ fn a_large_write_that_has_come_in_part_is_in_the_snapshot() {
         entry.chunk(from as u64, total, &large[from..to]);
         machine.apply(index, 8, &entry.finish(), &mut Unwitnessed).unwrap();
     };
+    assert_eq!(machine.snapshot().dump()[4], 4, "what became of a string is newer, too");
+    let mut forget = entry(START_MS);
+    forget.command(1, &pack("DEL log"));
+    machine.apply(machine.applied().unwrap() + 1, 8, &forget.finish(), &mut Unwitnessed).unwrap();
     let without = machine.snapshot().dump();
     send(&mut machine, 0, half);
     let dump = machine.snapshot().dump();

@@ -5,7 +5,10 @@
 //! decides who may use DEBUG at all.
 
 use super::{Command, Flags, Run};
-use crate::{Args, Outcome, Reader, Record, Sink, value::ValueRef};
+use crate::{
+    Args, Error, Outcome, Reader, Record, Sink,
+    value::{ValueRef, rdb},
+};
 use sha1::{Digest, Sha1};
 
 pub(super) static COMMANDS: &[Command] = &[DEBUG];
@@ -25,6 +28,7 @@ const DEBUG: Command = Command {
         Command { name: "debug|digest", arity: 2, run: Run::Read(digest), ..SUBCOMMAND },
         Command { name: "debug|digest-value", arity: -2, run: Run::Read(digest_value), ..SUBCOMMAND },
         Command { name: "debug|sleep", arity: 3, ..SUBCOMMAND },
+        Command { name: "debug|object", arity: 3, run: Run::Read(object), ..SUBCOMMAND },
         Command { name: "debug|help", arity: 2, run: Run::Read(help), ..SUBCOMMAND },
     ],
     ..Command::ROW
@@ -42,6 +46,8 @@ const HELP: &[&str] = &[
     "    Output a hex signature representing the current DB content.",
     "DIGEST-VALUE <key> [<key> ...]",
     "    Output a hex signature of the values of all the specified keys.",
+    "OBJECT <key>",
+    "    Show low level info about `key` and associated value.",
     "HELP",
     "    Prints this help.",
 ];
@@ -71,6 +77,21 @@ fn digest_value(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outc
         }
         out.simple(&signature.hex());
     }
+    Ok(())
+}
+
+/// The address is made up of the key's hash: it means nothing, and tells keys apart.
+fn object(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    let record = reader.peek(args[2]).ok_or(Error::NO_SUCH_KEY)?;
+    out.simple(&format!(
+        "Value at:{:#x} refcount:{} encoding:{} serializedlength:{} lru:{} lru_seconds_idle:{}",
+        reader.hash_of(args[2]) >> 16 | 1,
+        record.refcount(),
+        record.encoding(),
+        rdb::dumped_len(record.value),
+        record.access_clock(),
+        record.idle_seconds(reader.now_ms()),
+    ));
     Ok(())
 }
 

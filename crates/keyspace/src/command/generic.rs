@@ -87,7 +87,7 @@ const EXISTS: Command = Command {
 };
 
 fn exists(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
-    let found = args[1..].iter().filter(|key| reader.get(key).is_some()).count();
+    let found = args[1..].iter().filter(|key| reader.look(key).is_some()).count();
     out.count(found);
     Ok(())
 }
@@ -110,7 +110,9 @@ const TOUCH: Command = Command {
 };
 
 fn touch(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
-    exists(reader, args, out)
+    let found = args[1..].iter().filter(|key| reader.get(key).is_some()).count();
+    out.count(found);
+    Ok(())
 }
 
 const EXPIRE: Command = Command {
@@ -411,7 +413,7 @@ fn pexpiretime(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outco
 
 /// What `shown` makes of a key's deadline; -1 for a key without one, -2 for no key.
 fn time_of(reader: &Reader<'_>, key: &[u8], shown: impl Fn(u64) -> u64) -> i64 {
-    match reader.get(key) {
+    match reader.look(key) {
         None => -2,
         Some(Record { deadline_ms: None, .. }) => -1,
         Some(Record { deadline_ms: Some(deadline), .. }) => {
@@ -463,6 +465,6 @@ const TYPE: Command = Command {
 };
 
 fn type_of(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
-    out.simple(reader.get(args[1]).map_or("none", |record| record.value.type_name()));
+    out.simple(reader.look(args[1]).map_or("none", |record| record.value.type_name()));
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::{Argument, Command, Flags, Run, number};
 use crate::{Args, Error, Outcome, Reader, Record, Sink, Writer, glob};
 
-pub(super) static COMMANDS: &[Command] = &[DBSIZE, FLUSHALL, FLUSHDB, KEYS, SCAN];
+pub(super) static COMMANDS: &[Command] = &[DBSIZE, FLUSHALL, FLUSHDB, KEYS, RANDOMKEY, SCAN];
 
 const DBSIZE: Command = Command {
     name: "dbsize",
@@ -152,6 +152,28 @@ impl Found {
             start = end;
         }
     }
+}
+
+const RANDOMKEY: Command = Command {
+    name: "randomkey",
+    arity: 1,
+    flags: Flags::READONLY,
+    run: Run::Read(randomkey),
+    group: "generic",
+    since: "1.0.0",
+    summary: "Return a random key from the keyspace",
+    complexity: "O(1)",
+    categories: &["@keyspace"],
+    tips: &["request_policy:all_shards", "nondeterministic_output"],
+    ..Command::ROW
+};
+
+fn randomkey(reader: &Reader<'_>, _: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    match reader.random_key() {
+        Some(key) => out.bulk(&key),
+        None => out.null(),
+    }
+    Ok(())
 }
 
 const SCAN: Command = Command {

@@ -5,8 +5,10 @@
 //! runs it. Adding a command touches its family's file and its script, nothing else.
 
 mod cluster;
+mod compare;
 mod connection;
 mod debug;
+mod dump;
 mod expiry;
 mod generic;
 mod keys;
@@ -15,9 +17,17 @@ mod number;
 mod object;
 mod server;
 mod string;
+mod substring;
+mod transfer;
 
 use crate::{Args, Error, Outcome, Sink};
 use std::{fmt, sync::LazyLock};
+pub use transfer::refused_in_cluster;
+
+/// The feature level of writes that every version runs.
+const BASE_LEVEL: u16 = 1;
+/// The feature level of writes that came with the complete families of strings and keys.
+const FAMILIES_LEVEL: u16 = 4;
 
 /// One row of the command table (a command, or a subcommand inside its container).
 #[derive(Debug)]
@@ -40,6 +50,10 @@ pub struct Command {
     pub key_notes: &'static str,
     /// Who runs it.
     pub run: Run,
+    /// For a write: the least feature level of an entry that holds it.
+    pub level: u16,
+    /// The same for given arguments, where these decide.
+    pub level_with: Option<fn(Args<'_>) -> u16>,
     /// Group of COMMAND DOCS (`string`, `generic`, `connection`, `server`, `cluster`).
     pub group: &'static str,
     /// First Redis version that had it.
@@ -114,7 +128,11 @@ pub fn lookup(name: &[u8]) -> Option<&'static Command> {
 pub fn all() -> impl Iterator<Item = &'static Command> {
     [
         string::COMMANDS,
+        substring::COMMANDS,
+        compare::COMMANDS,
         generic::COMMANDS,
+        transfer::COMMANDS,
+        dump::COMMANDS,
         keys::COMMANDS,
         connection::COMMANDS,
         server::COMMANDS,
@@ -139,6 +157,8 @@ impl Command {
         access_each: &[],
         key_notes: "",
         run: Run::Server,
+        level: BASE_LEVEL,
+        level_with: None,
         group: "",
         since: "",
         summary: "",
@@ -423,6 +443,10 @@ impl Argument {
         Argument::new(name, ArgumentKind::Block(parts))
     }
 
+    const fn double(name: &'static str) -> Argument {
+        Argument::new(name, ArgumentKind::Double)
+    }
+
     const fn new(name: &'static str, kind: ArgumentKind) -> Argument {
         Argument {
             name,
@@ -435,6 +459,11 @@ impl Argument {
             multiple: false,
             multiple_token: false,
         }
+    }
+
+    const fn key_spec(mut self, index: u8) -> Argument {
+        self.key_spec = index;
+        self
     }
 
     const fn token(mut self, token: &'static str) -> Argument {

@@ -8,6 +8,12 @@ pub(super) fn integer(bytes: &[u8]) -> Result<i64, Error> {
     parse(bytes).ok_or(Error::NOT_AN_INTEGER)
 }
 
+/// A signed 32-bit integer: the number of a database, say.
+pub(super) fn int(bytes: &[u8]) -> Result<i32, Error> {
+    i32::try_from(integer(bytes)?)
+        .map_err(|_| Error::new("ERR value is out of range, value must between -2147483648 and 2147483647"))
+}
+
 /// Calls `f` with the decimal form.
 pub(super) fn with_decimal<T>(value: i64, f: impl FnOnce(&[u8]) -> T) -> T {
     let mut buffer = [0u8; 20];

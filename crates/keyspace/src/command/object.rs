@@ -29,6 +29,13 @@ const OBJECT: Command = Command {
             ..OF_KEY
         },
         Command {
+            name: "object|idletime",
+            since: "2.2.3",
+            summary: "Get the time since a Redis object was last accessed",
+            run: Run::Read(idletime),
+            ..OF_KEY
+        },
+        Command {
             name: "object|refcount",
             since: "2.2.3",
             summary: "Get the number of references to the value of the key",
@@ -92,6 +99,13 @@ fn help(_: &Reader<'_>, _: Args<'_>, out: &mut dyn Sink) -> Outcome {
 fn encoding(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
     of_key(reader, args, out, |record, out| {
         out.bulk(record.encoding().as_bytes());
+        Ok(())
+    })
+}
+
+fn idletime(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    of_key(reader, args, out, |record, out| {
+        out.int(record.idle_seconds(reader.now_ms()).into());
         Ok(())
     })
 }

@@ -1,11 +1,30 @@
 //! Strings.
 
-use super::{Argument, Command, Flags, Keys, Run, expiry::Expiry, number};
-use crate::{Args, Error, Outcome, Reader, Record, Sink, Writer, value::ValueRef};
+use super::{
+    Argument, BASE_LEVEL, Command, FAMILIES_LEVEL, Flags, Keys, Run, compare::Comparison, expiry::Expiry,
+    number,
+};
+use crate::{Args, Error, Outcome, Reader, Record, Sink, Writer, value::LongDouble, value::ValueRef};
 
 pub(super) static COMMANDS: &[Command] = &[
-    GET, SET, SETNX, SETEX, PSETEX, GETSET, GETDEL, GETEX, APPEND, STRLEN, INCR, INCRBY, DECR, DECRBY, MGET,
+    GET,
+    SET,
+    SETNX,
+    SETEX,
+    PSETEX,
+    GETSET,
+    GETDEL,
+    GETEX,
+    APPEND,
+    STRLEN,
+    INCR,
+    INCRBY,
+    DECR,
+    DECRBY,
+    INCRBYFLOAT,
+    MGET,
     MSET,
+    MSETNX,
 ];
 
 const GET: Command = Command {
@@ -41,6 +60,7 @@ const SET: Command = Command {
     access_with: Some(set_access),
     key_notes: "RW and ACCESS due to the optional `GET` argument",
     run: Run::Write(set),
+    level_with: Some(set_level),
     group: "string",
     since: "1.0.0",
     summary: "Set the string value of a key",
@@ -78,28 +98,20 @@ fn set(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
     let options = SetOptions::parse(&args[3..], Extended::Set)?;
     let deadline = options.deadline(writer.now_ms(), "set")?;
     let key = writer.key(args[1]);
-    let (found, kept) = if options.get {
-        match writer.read(key) {
-            Some(record) => {
-                let value = record.value.string()?;
-                out.bulk(value);
-                (true, record.deadline_ms)
-            }
-            None => {
-                out.null();
-                (false, None)
-            }
+    let (store, kept) = if options.get || options.condition.is_some() || options.keep_ttl {
+        let record = if options.get { writer.read(key) } else { writer.get(key) };
+        let store = match options.condition {
+            None => true,
+            Some(Condition::Absent) => record.is_none(),
+            Some(Condition::Present) => record.is_some(),
+            Some(Condition::Value(comparison)) => comparison.holds(record.as_ref())?,
+        };
+        if options.get {
+            reply_string(record, out)?;
         }
-    } else if options.condition.is_some() || options.keep_ttl {
-        let record = writer.get(key);
-        (record.is_some(), record.and_then(|record| record.deadline_ms))
+        (store, record.and_then(|record| record.deadline_ms))
     } else {
-        (false, None)
-    };
-    let store = match options.condition {
-        None => true,
-        Some(Condition::Absent) => !found,
-        Some(Condition::Present) => found,
+        (true, None)
     };
     if store {
         writer.put(key, ValueRef::String(args[2]), if options.keep_ttl { kept } else { deadline });
@@ -112,10 +124,15 @@ fn set(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
     Ok(())
 }
 
-/// SET reads its key only with the option GET.
+/// SET reads its key only with the option GET, or to compare its value.
 fn set_access(args: Args<'_>) -> &'static [&'static str] {
-    let get = args.iter().skip(3).any(|option| option.eq_ignore_ascii_case(b"get"));
-    if get { &["RW", "access", "update"] } else { &["OW", "update"] }
+    let reads = |option: &&[u8]| option.eq_ignore_ascii_case(b"get") || Comparison::is_option(option);
+    if args.iter().skip(3).any(reads) { &["RW", "access", "update"] } else { &["OW", "update"] }
+}
+
+/// Comparisons are newer than the rest of SET.
+fn set_level(args: Args<'_>) -> u16 {
+    if args.iter().skip(3).any(|option| Comparison::is_option(option)) { FAMILIES_LEVEL } else { BASE_LEVEL }
 }
 
 /// The two commands that share the options of an expiry.
@@ -126,14 +143,15 @@ enum Extended {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Condition {
+enum Condition<'a> {
     Absent,
     Present,
+    Value(Comparison<'a>),
 }
 
 #[derive(Default)]
 struct SetOptions<'a> {
-    condition: Option<Condition>,
+    condition: Option<Condition<'a>>,
     get: bool,
     keep_ttl: bool,
     persist: bool,
@@ -148,10 +166,14 @@ impl<'a> SetOptions<'a> {
             options = rest;
             let is = |name: &str| option.eq_ignore_ascii_case(name.as_bytes());
             let set = of == Extended::Set;
-            if set && is("nx") && parsed.condition != Some(Condition::Present) {
+            if set && is("nx") && matches!(parsed.condition, None | Some(Condition::Absent)) {
                 parsed.condition = Some(Condition::Absent);
-            } else if set && is("xx") && parsed.condition != Some(Condition::Absent) {
+            } else if set && is("xx") && matches!(parsed.condition, None | Some(Condition::Present)) {
                 parsed.condition = Some(Condition::Present);
+            } else if set && Comparison::is_option(option) && parsed.condition.is_none() {
+                let [with, rest @ ..] = options else { return Err(Error::SYNTAX) };
+                parsed.condition = Comparison::of_option(option, with).map(Condition::Value);
+                options = rest;
             } else if set && is("get") {
                 parsed.get = true;
             } else if set && is("keepttl") && parsed.expiry.is_none() {
@@ -392,8 +414,9 @@ fn append(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcom
 }
 
 /// Redis's default `proto-max-bulk-len`. What a command does may not depend on a setting of one server.
-const MAX_STRING_BYTES: usize = 512 << 20;
-const STRING_TOO_LONG: Error = Error::new("ERR string exceeds maximum allowed size (proto-max-bulk-len)");
+pub(super) const MAX_STRING_BYTES: usize = 512 << 20;
+pub(super) const STRING_TOO_LONG: Error =
+    Error::new("ERR string exceeds maximum allowed size (proto-max-bulk-len)");
 
 const STRLEN: Command = Command {
     name: "strlen",
@@ -514,6 +537,37 @@ fn add(writer: &mut Writer<'_>, key: &[u8], by: i64, out: &mut dyn Sink) -> Outc
     Ok(())
 }
 
+const INCRBYFLOAT: Command = Command {
+    name: "incrbyfloat",
+    arity: 3,
+    flags: Flags::WRITE.and(Flags::DENYOOM).and(Flags::FAST),
+    keys: Keys::Range { first: 1, last: 1, step: 1 },
+    access: &["RW", "access", "update"],
+    run: Run::Write(incrbyfloat),
+    level: FAMILIES_LEVEL,
+    group: "string",
+    since: "2.6.0",
+    summary: "Increment the float value of a key by the given amount",
+    complexity: "O(1)",
+    categories: &["@string"],
+    arguments: &[Argument::key("key"), Argument::double("increment")],
+    ..Command::ROW
+};
+
+fn incrbyfloat(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    let float = |text: &[u8]| LongDouble::parse(text).ok_or(Error::NOT_A_FLOAT);
+    let key = writer.key(args[1]);
+    let (old, deadline) = match writer.get(key) {
+        Some(record) => (float(record.value.string()?)?, record.deadline_ms),
+        None => (LongDouble::ZERO, None),
+    };
+    let new = old.add(float(args[2])?);
+    let text = new.decimal().ok_or(Error::new("ERR increment would produce NaN or Infinity"))?;
+    writer.put_text(key, text.as_bytes(), deadline);
+    out.bulk(text.as_bytes());
+    Ok(())
+}
+
 const MGET: Command = Command {
     name: "mget",
     arity: -2,
@@ -568,5 +622,42 @@ fn mset(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome 
         writer.put(key, ValueRef::String(pair[1]), None);
     }
     out.ok();
+    Ok(())
+}
+
+const MSETNX: Command = Command {
+    name: "msetnx",
+    arity: -3,
+    flags: Flags::WRITE.and(Flags::DENYOOM),
+    keys: Keys::Range { first: 1, last: -1, step: 2 },
+    access: &["OW", "insert"],
+    run: Run::Write(msetnx),
+    level: FAMILIES_LEVEL,
+    group: "string",
+    since: "1.0.1",
+    summary: "Set multiple keys to multiple values, only if none of the keys exist",
+    complexity: "O(N) where N is the number of keys to set.",
+    categories: &["@string"],
+    tips: &["request_policy:multi_shard", "response_policy:agg_min"],
+    arguments: &[Argument::block("key_value", &[Argument::key("key"), Argument::string("value")]).multiple()],
+    ..Command::ROW
+};
+
+fn msetnx(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    if args.len().is_multiple_of(2) {
+        return Err(Error::wrong_arity("msetnx"));
+    }
+    let mut found = false;
+    for pair in args[1..].chunks_exact(2) {
+        let key = writer.key(pair[0]);
+        found |= writer.contains(key);
+    }
+    if !found {
+        for pair in args[1..].chunks_exact(2) {
+            let key = writer.key(pair[0]);
+            writer.put(key, ValueRef::String(pair[1]), None);
+        }
+    }
+    out.int(i64::from(!found));
     Ok(())
 }

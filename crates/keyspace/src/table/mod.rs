@@ -8,11 +8,14 @@
 //!
 //! In hash order a table is walked from any hash on: cursors survive growth.
 
+mod access;
 mod segment;
 
-use crate::value::{Value, ValueRef};
+use crate::value::{Form, Value};
+pub use access::AccessClock;
 pub use segment::Record;
 use segment::{MAX_RECORDS, Segment};
+pub(crate) use segment::{NewRecord, Timing};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 use triomphe::Arc;
@@ -94,7 +97,7 @@ impl Table {
         keys: &Hash,
         key: &[u8],
         hash: u64,
-        record: Record<'_>,
+        record: NewRecord<'_>,
         before: impl FnOnce(Option<Record<'_>>) -> T,
     ) -> T {
         let mut segment = self.root.segment_mut(keys, hash, 0, false);
@@ -110,55 +113,46 @@ impl Table {
         before(None)
     }
 
-    /// Stores a key that is not there, with a string. A long one is taken over, not copied.
-    pub(crate) fn load_string(
-        &mut self,
-        keys: &Hash,
-        key: &[u8],
-        hash: u64,
-        bytes: &mut Vec<u8>,
-        sequence: u64,
-        deadline_ms: Option<u64>,
-    ) {
-        let mut segment = self.root.segment_mut(keys, hash, 0, false);
-        if segment.is_full() {
-            segment = self.root.segment_mut(keys, hash, 0, true);
-        }
-        segment.load_string(key, hash, bytes, sequence, deadline_ms);
-    }
-
     /// Gives a key that is there another sequence and deadline.
-    pub(crate) fn retime(
-        &mut self,
-        keys: &Hash,
-        key: &[u8],
-        hash: u64,
-        sequence: u64,
-        deadline_ms: Option<u64>,
-    ) {
+    pub(crate) fn retime(&mut self, keys: &Hash, key: &[u8], hash: u64, timing: Timing) {
         let segment = self.root.segment_mut(keys, hash, 0, false);
         let cell = segment.find(key, hash).expect("the caller has seen the key");
-        segment.retime(cell, sequence, deadline_ms);
+        segment.retime(cell, segment.record(cell).form, timing);
     }
 
-    /// Appends to a string that is there when it is a big one, without copying it; else does nothing and says so.
-    pub(crate) fn append_big(
+    /// Changes a string that is there where it lies when it is a big one; else does nothing and says so. It gets
+    /// another sequence; its deadline stays.
+    pub(crate) fn edit_big(
         &mut self,
         keys: &Hash,
         key: &[u8],
         hash: u64,
-        more: &[u8],
         sequence: u64,
+        edit: impl FnOnce(&mut Vec<u8>),
     ) -> bool {
         let segment = self.root.segment_mut(keys, hash, 0, false);
         let Some(cell) = segment.find(key, hash) else { return false };
         let deadline_ms = segment.record(cell).deadline_ms;
         match segment.big_value_mut(cell) {
-            Some(Value::String(bytes)) => Arc::make_mut(bytes).extend_from_slice(more),
+            Some(Value::String(bytes)) => edit(Arc::make_mut(bytes)),
             None => return false,
         }
-        segment.retime(cell, sequence, deadline_ms);
+        segment.retime(cell, Form::Edited, Timing { sequence, deadline_ms });
         true
+    }
+
+    /// The value of a key when it is a big one.
+    pub(crate) fn big(&self, key: &[u8], hash: u64) -> Option<Value> {
+        let segment = self.segment(hash)?;
+        segment.big_value(segment.find(key, hash)?).cloned()
+    }
+
+    /// Some key and its record, chosen by a random number: of a segment that the number finds, any with the same
+    /// chance. Segments hold much the same number of keys. `None` where the number finds nothing.
+    pub(crate) fn random(&self, number: u64) -> Option<(&[u8], Record<'_>)> {
+        let segment = self.segment(number)?;
+        let cell = usize::try_from(number.checked_rem(segment.len() as u64)?).ok()?;
+        Some((segment.key(cell), segment.record(cell)))
     }
 
     /// Removes a key that is there.
@@ -383,9 +377,4 @@ impl Branch {
 
 fn index(child: usize) -> u8 {
     u8::try_from(child).expect("a branch has at most 256 children")
-}
-
-/// A value to be stored under a key, with its sequence and deadline.
-pub(crate) fn record<'a>(value: ValueRef<'a>, sequence: u64, deadline_ms: Option<u64>) -> Record<'a> {
-    Record { value, sequence, deadline_ms }
 }

@@ -1,28 +1,26 @@
 //! A segment: up to some 256 records packed into one buffer.
 //!
-//! A record is `head` (type and flags, 1 byte), the change sequence (6), the length of the key (1) and of the value
+//! A record is `head` (form of the value and flags, 1 byte), the change sequence (6), the length of the key (1) and of the value
 //! (1), key, value, the deadline (8, only when set) and the number of the part outside (4, only when there is one).
 //! A key or value of more than 255 bytes lies outside, behind a reference count, so that copying a segment never
-//! copies a big value. Beside the buffer each record has one byte of its hash and its offset; a look-up scans the
-//! bytes and compares the keys that are left, one or two.
+//! copies a big value. Beside the buffer each record has one byte of its hash, its offset and the time of its last use
+//! (3); a look-up scans the bytes and compares the keys that are left, one or two.
 //!
-//! Sketch of the cost: 9 + 5 bytes beside key and value, some 3 % of room to grow, no allocation per key.
+//! Sketch of the cost: 9 + 8 bytes beside key and value, some 3 % of room to grow, no allocation per key.
 //! The order of the records is of no meaning; who needs hash order sorts.
 
-use super::Hash;
-use crate::value::{Value, ValueRef};
+use super::{Hash, access::AccessClock};
+use crate::value::{Form, MAX_PACKED as MAX_INLINE, NewValue, Value, ValueRef};
 use triomphe::Arc;
 
 /// How many records a segment holds before it is split.
 pub(super) const MAX_RECORDS: usize = 256;
 
-/// Longest key and longest value that lie in the buffer.
-const MAX_INLINE: usize = u8::MAX as usize;
-
 const KEY_AT: usize = 9;
 const DEADLINE_BYTES: usize = 8;
 const OUTSIDE_BYTES: usize = 4;
 
+const FORM: u8 = 0x0f;
 const HAS_DEADLINE: u8 = 0x10;
 const KEY_OUTSIDE: u8 = 0x20;
 const VALUE_OUTSIDE: u8 = 0x40;
@@ -33,23 +31,48 @@ const OUTSIDE: u8 = KEY_OUTSIDE | VALUE_OUTSIDE;
 pub struct Record<'a> {
     /// The value.
     pub value: ValueRef<'a>,
+    /// What became of it.
+    pub form: Form,
     /// Change sequence of the last change.
     pub sequence: u64,
     /// When the key expires, in milliseconds since the epoch; `None` when never.
     pub deadline_ms: Option<u64>,
+    /// When the key was last used.
+    pub(crate) used: &'a AccessClock,
+}
+
+/// What a key is to have.
+#[derive(Debug)]
+pub(crate) struct NewRecord<'a> {
+    pub(crate) value: NewValue<'a>,
+    pub(crate) form: Form,
+    pub(crate) sequence: u64,
+    pub(crate) deadline_ms: Option<u64>,
+    /// The time at which it is used, milliseconds since the epoch.
+    pub(crate) now_ms: u64,
 }
 
 impl Record<'_> {
     /// Redis's name of the way the value is kept.
     pub fn encoding(&self) -> &'static str {
-        self.value.encoding()
+        self.value.encoding(self.form)
+    }
+
+    /// Seconds since the key was last used on this replica.
+    pub fn idle_seconds(&self, now_ms: u64) -> u32 {
+        self.used.idle_seconds(now_ms)
+    }
+
+    /// The time of the key's last use as Redis shows it: seconds since the epoch, modulo 2^24.
+    pub fn access_clock(&self) -> u32 {
+        self.used.value()
     }
 
     /// What Redis counts as owners of the value: it shares small integers.
     pub fn refcount(&self) -> i64 {
         const SHARED: std::ops::Range<i64> = 0..10_000;
         let ValueRef::String(bytes) = self.value;
-        match crate::value::integer(bytes) {
+        match crate::value::integer(bytes).filter(|_| self.form == Form::Whole) {
             Some(number) if SHARED.contains(&number) => i64::from(i32::MAX),
             _ => 1,
         }
@@ -62,10 +85,18 @@ pub(super) struct Segment {
     tags: Vec<u8>,
     /// Where each record starts in `bytes`.
     offsets: Vec<u32>,
+    used: Vec<AccessClock>,
     bytes: Vec<u8>,
     /// Bytes of `bytes` that belong to no record any more.
     holes: usize,
     outside: Vec<Option<Outside>>,
+}
+
+/// The sequence and the deadline of a record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    pub(crate) sequence: u64,
+    pub(crate) deadline_ms: Option<u64>,
 }
 
 /// The big parts of a record.
@@ -121,55 +152,40 @@ impl Segment {
         };
         let deadline_ms = (head & HAS_DEADLINE != 0)
             .then(|| u64::from_le_bytes(array(&self.bytes[value_end..value_end + DEADLINE_BYTES])));
-        Record { value, sequence: u64::from_le_bytes(sequence), deadline_ms }
-    }
-
-    /// Adds a key that is not there.
-    pub(super) fn insert(&mut self, key: &[u8], hash: u64, record: Record<'_>) {
-        let (inline, outside) = place(record.value);
-        self.insert_placed(key, hash, inline, outside, record.sequence, record.deadline_ms);
-    }
-
-    /// Adds a key that is not there, with a string; a long one is taken over.
-    pub(super) fn load_string(
-        &mut self,
-        key: &[u8],
-        hash: u64,
-        bytes: &mut Vec<u8>,
-        sequence: u64,
-        deadline_ms: Option<u64>,
-    ) {
-        if bytes.len() <= MAX_INLINE {
-            self.insert_placed(key, hash, Some(bytes), None, sequence, deadline_ms);
-        } else {
-            let value = Value::String(Arc::new(std::mem::take(bytes)));
-            self.insert_placed(key, hash, None, Some(value), sequence, deadline_ms);
+        Record {
+            value,
+            form: Form::from_number(head & FORM).expect("written by this code"),
+            sequence: u64::from_le_bytes(sequence),
+            deadline_ms,
+            used: &self.used[cell],
         }
     }
 
-    fn insert_placed(
-        &mut self,
-        key: &[u8],
-        hash: u64,
-        value: Option<&[u8]>,
-        value_outside: Option<Value>,
-        sequence: u64,
-        deadline_ms: Option<u64>,
-    ) {
+    /// Adds a key that is not there.
+    pub(super) fn insert(&mut self, key: &[u8], hash: u64, record: NewRecord<'_>) {
+        let (value, value_outside) = place(record.value);
         let inline = key.len() <= MAX_INLINE;
         let outside = Outside { key: (!inline).then(|| Arc::new(key.to_vec())), value: value_outside };
         let number = (outside.key.is_some() || outside.value.is_some()).then(|| self.add_outside(outside));
+        self.add_cell(tag_of(hash), 0, AccessClock::at(record.now_ms));
+        let timing = Timing { sequence: record.sequence, deadline_ms: record.deadline_ms };
+        self.append_record(self.len() - 1, inline.then_some(key), value, record.form, timing, number);
+    }
+
+    fn add_cell(&mut self, tag: u8, offset: u32, used: AccessClock) {
         grow(&mut self.tags, 1);
-        self.tags.push(tag_of(hash));
+        self.tags.push(tag);
         grow(&mut self.offsets, 1);
-        self.offsets.push(0);
-        let cell = self.len() - 1;
-        self.append_record(cell, inline.then_some(key), value, sequence, deadline_ms, number);
+        self.offsets.push(offset);
+        grow(&mut self.used, 1);
+        self.used.push(used);
     }
 
     /// Gives a key that is there another value, sequence and deadline.
-    pub(super) fn replace(&mut self, cell: usize, record: Record<'_>) {
+    pub(super) fn replace(&mut self, cell: usize, record: NewRecord<'_>) {
         let (value, value_outside) = place(record.value);
+        let timing = Timing { sequence: record.sequence, deadline_ms: record.deadline_ms };
+        self.used[cell].touch(record.now_ms);
         let at = self.offsets[cell] as usize;
         let old_number = self.outside_number(cell);
         let key_outside = self.bytes[at] & KEY_OUTSIDE != 0;
@@ -189,7 +205,7 @@ impl Segment {
         let old_size = self.size_at(at);
         if new_size == old_size {
             let key_end = at + KEY_AT + key_len;
-            self.write_head(at, key_outside, value.map(<[u8]>::len), record.sequence, record.deadline_ms);
+            self.write_head(at, key_outside, value.map(<[u8]>::len), record.form, timing);
             let value = value.unwrap_or(&[]);
             self.bytes[key_end..key_end + value.len()].copy_from_slice(value);
             let mut tail = key_end + value.len();
@@ -207,12 +223,13 @@ impl Segment {
         let key = &mut key[..key_len];
         key.copy_from_slice(&self.bytes[at + KEY_AT..at + KEY_AT + key_len]);
         let key_part = (!key_outside).then_some(&*key);
-        self.append_record(cell, key_part, value, record.sequence, record.deadline_ms, number);
+        self.append_record(cell, key_part, value, record.form, timing, number);
         self.compact_when_due();
     }
 
-    /// Gives a key another sequence and deadline; its value stays where it is.
-    pub(super) fn retime(&mut self, cell: usize, sequence: u64, deadline_ms: Option<u64>) {
+    /// Gives a key another sequence and deadline; its value stays where it is, and as it is but for the form.
+    pub(super) fn retime(&mut self, cell: usize, form: Form, timing: Timing) {
+        let deadline_ms = timing.deadline_ms;
         let at = self.offsets[cell] as usize;
         let head = self.bytes[at];
         let number = self.outside_number(cell);
@@ -234,7 +251,7 @@ impl Segment {
             to
         };
         let inline = (head & VALUE_OUTSIDE == 0).then_some(value_len);
-        self.write_head(to, head & KEY_OUTSIDE != 0, inline, sequence, deadline_ms);
+        self.write_head(to, head & KEY_OUTSIDE != 0, inline, form, timing);
         let mut tail = to + KEY_AT + key_len + value_len;
         if let Some(deadline) = deadline_ms {
             self.bytes[tail..tail + DEADLINE_BYTES].copy_from_slice(&deadline.to_le_bytes());
@@ -244,6 +261,11 @@ impl Segment {
             self.bytes[tail..tail + OUTSIDE_BYTES].copy_from_slice(&narrow(number).to_le_bytes());
         }
         self.compact_when_due();
+    }
+
+    /// The value of a key when it lies outside.
+    pub(super) fn big_value(&self, cell: usize) -> Option<&Value> {
+        self.outside_of(cell)?.value.as_ref()
     }
 
     /// The value of a key when it lies outside, to be changed where it is.
@@ -260,6 +282,7 @@ impl Segment {
         self.holes += self.size_at(at);
         self.tags.swap_remove(cell);
         self.offsets.swap_remove(cell);
+        self.used.swap_remove(cell);
         self.compact_when_due();
     }
 
@@ -291,10 +314,7 @@ impl Segment {
             let end = to + size;
             self.bytes[end - OUTSIDE_BYTES..end].copy_from_slice(&narrow(number).to_le_bytes());
         }
-        grow(&mut self.tags, 1);
-        self.tags.push(from.tags[cell]);
-        grow(&mut self.offsets, 1);
-        self.offsets.push(narrow(to));
+        self.add_cell(from.tags[cell], narrow(to), from.used[cell].clone());
     }
 
     fn append_record(
@@ -302,17 +322,18 @@ impl Segment {
         cell: usize,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
-        sequence: u64,
-        deadline_ms: Option<u64>,
+        form: Form,
+        timing: Timing,
         outside: Option<usize>,
     ) {
+        let deadline_ms = timing.deadline_ms;
         let (key_outside, value_len) = (key.is_none(), value.map(<[u8]>::len));
         let (key, value) = (key.unwrap_or(&[]), value.unwrap_or(&[]));
         let size = size(key.len(), value.len(), deadline_ms.is_some(), outside.is_some());
         let at = self.bytes.len();
         grow(&mut self.bytes, size);
         self.bytes.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, key.len() as u8, 0]);
-        self.write_head(at, key_outside, value_len, sequence, deadline_ms);
+        self.write_head(at, key_outside, value_len, form, timing);
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value);
         if let Some(deadline) = deadline_ms {
@@ -329,11 +350,11 @@ impl Segment {
         at: usize,
         key_outside: bool,
         value_len: Option<usize>,
-        sequence: u64,
-        deadline_ms: Option<u64>,
+        form: Form,
+        Timing { sequence, deadline_ms }: Timing,
     ) {
         assert!(sequence < 1 << 48, "48 bits of sequence last for years of any load");
-        let mut head = 0;
+        let mut head = form as u8;
         if deadline_ms.is_some() {
             head |= HAS_DEADLINE;
         }
@@ -394,6 +415,7 @@ impl Segment {
         let mut fresh = Segment {
             tags: Vec::with_capacity(self.tags.len()),
             offsets: Vec::with_capacity(self.offsets.len()),
+            used: Vec::with_capacity(self.used.len()),
             bytes: Vec::with_capacity(self.bytes.len() - self.holes),
             holes: 0,
             outside: Vec::new(),
@@ -408,10 +430,11 @@ fn tag_of(hash: u64) -> u8 {
 }
 
 /// Where a value goes: into the buffer, or outside.
-fn place(value: ValueRef<'_>) -> (Option<&[u8]>, Option<Value>) {
+fn place(value: NewValue<'_>) -> (Option<&[u8]>, Option<Value>) {
     match value {
-        ValueRef::String(bytes) if bytes.len() <= MAX_INLINE => (Some(bytes), None),
-        ValueRef::String(bytes) => (None, Some(Value::String(Arc::new(bytes.to_vec())))),
+        NewValue::Bytes(bytes) if bytes.len() <= MAX_INLINE => (Some(bytes), None),
+        NewValue::Bytes(bytes) => (None, Some(Value::String(Arc::new(bytes.to_vec())))),
+        NewValue::Big(value) => (None, Some(value)),
     }
 }
 

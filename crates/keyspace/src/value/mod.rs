@@ -1,6 +1,12 @@
 //! Values: what a key can hold. The data structures know nothing of commands, arguments or replies.
 
+pub(crate) mod lcs;
+mod long_double;
+mod lzf;
+pub(crate) mod rdb;
+
 use crate::Error;
+pub(crate) use long_double::LongDouble;
 use triomphe::Arc;
 
 /// A signed 64-bit integer in its one canonical form: no blanks, no plus, no leading zero, no `-0`.
@@ -40,6 +46,55 @@ impl Value {
     }
 }
 
+/// A value on its way into a table.
+#[derive(Debug)]
+pub(crate) enum NewValue<'a> {
+    /// To be copied.
+    Bytes(&'a [u8]),
+    /// To be taken over. A string of this kind is too long to be packed.
+    Big(Value),
+}
+
+impl<'a> NewValue<'a> {
+    /// A string; a long one is taken over, not copied, and leaves nothing behind.
+    pub(crate) fn taken(bytes: &'a mut Vec<u8>) -> NewValue<'a> {
+        if bytes.len() <= MAX_PACKED {
+            NewValue::Bytes(bytes)
+        } else {
+            NewValue::Big(Value::String(Arc::new(std::mem::take(bytes))))
+        }
+    }
+
+    pub(crate) fn as_ref(&self) -> ValueRef<'_> {
+        match self {
+            NewValue::Bytes(bytes) => ValueRef::String(bytes),
+            NewValue::Big(value) => value.as_ref(),
+        }
+    }
+}
+
+/// Longest string that is packed with its key.
+pub(crate) const MAX_PACKED: usize = u8::MAX as usize;
+
+/// What OBJECT ENCODING knows of a string beyond its bytes. The numbers are persisted and frozen.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[repr(u8)]
+pub enum Form {
+    /// It was stored as a whole: its bytes decide.
+    #[default]
+    Whole = 0,
+    /// It was changed in place (APPEND, SETRANGE): Redis keeps it `raw` whatever it is.
+    Edited = 1,
+    /// It is the result of float arithmetic: text, though it may look like an integer.
+    Text = 2,
+}
+
+impl Form {
+    pub(crate) fn from_number(number: u8) -> Option<Form> {
+        [Form::Whole, Form::Edited, Form::Text].into_iter().find(|form| *form as u8 == number)
+    }
+}
+
 /// A value as a reader sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ValueRef<'a> {
@@ -62,13 +117,14 @@ impl<'a> ValueRef<'a> {
         }
     }
 
-    /// Redis's name of the way a value is kept that was stored as a whole.
-    pub(crate) fn encoding(&self) -> &'static str {
+    /// Redis's name of the way the value is kept.
+    pub(crate) fn encoding(&self, form: Form) -> &'static str {
         const EMBEDDED: usize = 44;
-        match self {
-            ValueRef::String(bytes) if integer(bytes).is_some() => "int",
-            ValueRef::String(bytes) if bytes.len() <= EMBEDDED => "embstr",
-            ValueRef::String(_) => "raw",
+        let ValueRef::String(bytes) = self;
+        match form {
+            Form::Whole if integer(bytes).is_some() => "int",
+            Form::Whole | Form::Text if bytes.len() <= EMBEDDED => "embstr",
+            _ => "raw",
         }
     }
 

@@ -114,6 +114,11 @@ impl Bare {
             Run::Read(f) => f(&self.keyspace.reader(self.db, self.now_ms, self.now_ms), args, out),
             Run::Write(f) => f(&mut self.keyspace.writer(self.db, self.now_ms, 0), args, out),
             Run::Server if top.name == "command" => introspect::command(args, out),
+            Run::Server if top.name == "select" => {
+                self.db = std::str::from_utf8(args[1]).unwrap().parse().unwrap();
+                out.ok();
+                Ok(())
+            }
             Run::Server => Err(Error::new("ERR the server runs this")),
         }
     }
