@@ -214,6 +214,25 @@ impl Shard {
         Ok(())
     }
 
+    /// How long ago the leader had everything that is applied here: zero on a leader with a lease, nothing while that is not known.
+    pub fn data_age(&self) -> Option<Duration> {
+        if self.holds_lease() {
+            return Some(Duration::ZERO);
+        }
+        let applied = self.0.group.status().borrow().applied;
+        self.0.freshness.lock().age(applied, self.0.environment.now())
+    }
+
+    /// Whether a stale read would be refused.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.data_age().is_none_or(|age| age > self.0.stale_bound)
+    }
+
+    /// Whether it knows what its shard is, and may serve it.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.0.replica.is_configured()
+    }
+
     /// A replica that has just started has not asked its leader yet; it is given a moment for that.
     async fn confirm_freshness(&self) -> Result<(), ReadError> {
         let deadline = self.0.environment.now() + FIRST_ANSWER_PATIENCE;

@@ -81,6 +81,17 @@ pub struct Status {
     pub failed: Option<String>,
 }
 
+/// What a replica went through since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupStats {
+    /// Times that it stood for election.
+    pub elections: u64,
+    /// Times that it became leader.
+    pub won: u64,
+    /// Times that it learned of another leader than the one before, itself included.
+    pub leader_changes: u64,
+}
+
 /// A place in a group's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
@@ -222,6 +233,7 @@ struct Shared {
     snapshots: Arc<Snapshots>,
     lease: Arc<Lease>,
     status: watch::Receiver<Arc<Status>>,
+    stats: Arc<Mutex<GroupStats>>,
     environment: Environment,
     timing: Timing,
     inbound: Inbound,
@@ -263,6 +275,7 @@ impl Group {
         let mut watcher = Watcher::new(me, lease.clone(), &raft, last_at_start);
         watcher.look();
         let status = watcher.status.subscribe();
+        let stats = Arc::clone(&watcher.stats);
         let watching = environment.spawn(watcher.run()).abort_handle();
         let tasks = Mutex::new(vec![watching]);
         let shared = Shared {
@@ -274,6 +287,7 @@ impl Group {
             snapshots,
             lease,
             status,
+            stats,
             environment,
             timing,
             inbound,
@@ -442,6 +456,11 @@ impl Group {
         self.shared.managed.stats()
     }
 
+    /// What the replica went through.
+    pub fn stats(&self) -> GroupStats {
+        *self.shared.stats.lock()
+    }
+
     /// Stops the replica. Its log stays. Proposals in flight end as [`ProposeError::Lost`].
     pub async fn shutdown(&self) {
         self.shared.inbound.remove(self.shared.id.0, self.shared.me);
@@ -474,6 +493,9 @@ struct Watcher {
     membership: Membership,
     /// What is to be applied before the replica has recovered, once a leader has said.
     recovery: Recovery,
+    stats: Arc<Mutex<GroupStats>>,
+    /// The last leader that was known.
+    last_leader: Option<u64>,
 }
 
 /// Members of the group as of the entry at `index`.
@@ -511,6 +533,8 @@ impl Watcher {
             status: watch::Sender::new(Arc::default()),
             membership: Membership::default(),
             recovery,
+            stats: Arc::default(),
+            last_leader: None,
         }
     }
 
@@ -572,6 +596,7 @@ impl Watcher {
         if let Some(standing) = standing {
             self.lease.renew(standing);
         }
+        self.count(&status);
         self.status.send_if_modified(|current| {
             let changed = **current != status;
             if changed {
@@ -579,6 +604,23 @@ impl Watcher {
             }
             changed
         });
+    }
+
+    /// Counts what the change to this status means.
+    fn count(&mut self, status: &Status) {
+        let before = self.status.borrow();
+        let mut stats = self.stats.lock();
+        let new_term = status.term > before.term;
+        if status.role == Role::Candidate && (before.role != Role::Candidate || new_term) {
+            stats.elections += 1;
+        }
+        if status.role == Role::Leader && (before.role != Role::Leader || new_term) {
+            stats.won += 1;
+        }
+        if status.leader.is_some() && status.leader != self.last_leader {
+            stats.leader_changes += u64::from(self.last_leader.is_some());
+            self.last_leader = status.leader;
+        }
     }
 }
 

@@ -22,6 +22,7 @@
 
 pub mod disk;
 pub mod meta_store;
+pub mod metrics;
 pub mod wal;
 
 mod clock;
@@ -39,7 +40,8 @@ mod types;
 
 pub use clock::{BootClock, Clock, Environment, TokioClock};
 pub use group::{
-    Group, InitializeError, Position, Proposal, ProposeError, ReadError, Role, Status, TransferError,
+    Group, GroupStats, InitializeError, Position, Proposal, ProposeError, ReadError, Role, Status,
+    TransferError,
 };
 pub use host::{Host, HostConfig, HostError, Timing};
 pub use lease::{LEASE_MARGIN_PERCENT, NotLeased};

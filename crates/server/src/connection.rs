@@ -146,6 +146,7 @@ impl<E> Drop for Registration<E> {
     fn drop(&mut self) {
         self.0.port.monitors.leave(&self.1);
         self.0.port.clients.leave(&self.1);
+        self.0.port.stats.connections_closed.fetch_add(1, Ordering::Relaxed);
     }
 }
 

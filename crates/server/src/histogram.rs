@@ -92,6 +92,11 @@ impl Distribution {
         self.buckets.last().map_or(0, |&(highest, _)| highest)
     }
 
+    /// All times together, nearly, in nanoseconds.
+    pub(crate) fn sum_ns(&self) -> u64 {
+        self.buckets.iter().map(|(highest, count)| highest * count).sum()
+    }
+
     /// How many calls took no longer than each of these times, ascending, in nanoseconds.
     pub(crate) fn cumulative(&self, bounds_ns: impl IntoIterator<Item = u64>) -> Vec<u64> {
         let mut buckets = self.buckets.iter().peekable();

@@ -418,7 +418,7 @@ pub(crate) fn get(place: Place<'_>, patterns: &[&[u8]], out: &mut dyn Sink) {
 
 /// CONFIG SET: all of the settings or none.
 pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
-    if pairs.len() % 2 != 0 {
+    if !pairs.len().is_multiple_of(2) {
         return Err(Error::SYNTAX);
     }
     let mut rows: Vec<(&Row, &[u8])> = Vec::new();

@@ -30,6 +30,8 @@ pub(crate) struct PortStats {
     errors: Mutex<BTreeMap<String, u64>>,
     /// Connections accepted.
     pub(crate) connections_received: AtomicU64,
+    /// Connections that ended.
+    pub(crate) connections_closed: AtomicU64,
     /// Connections turned away because of `maxclients`.
     pub(crate) connections_rejected: AtomicU64,
     /// Commands run.
@@ -105,6 +107,7 @@ impl PortStats {
             commands: ROWS.iter().map(|_| CommandCounters::default()).collect(),
             errors: Mutex::default(),
             connections_received: AtomicU64::new(0),
+            connections_closed: AtomicU64::new(0),
             connections_rejected: AtomicU64::new(0),
             commands_processed: AtomicU64::new(0),
             input_bytes: AtomicU64::new(0),
@@ -136,6 +139,7 @@ impl PortStats {
         self.errors.lock().clear();
         for counter in [
             &self.connections_received,
+            &self.connections_closed,
             &self.connections_rejected,
             &self.commands_processed,
             &self.input_bytes,
@@ -184,6 +188,11 @@ impl PortStats {
         let calls = |counters: &CommandCounters| counters.calls.load(Ordering::Relaxed);
         let called = self.commands.iter().zip(ROWS.iter()).filter(move |(counters, _)| calls(counters) > 0);
         called.map(|(counters, row)| (row.name, counters.latency.distribution()))
+    }
+
+    /// Connections turned away, by reason.
+    pub(crate) fn refused(&self) -> [(&'static str, u64); 1] {
+        [("maxclients", self.connections_rejected.load(Ordering::Relaxed))]
     }
 
     /// Error replies by their codes.

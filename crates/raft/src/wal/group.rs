@@ -26,6 +26,7 @@ use super::{
 use crate::{
     clock::Environment,
     disk::{Disk, DiskFile, disk_full, read_exact_at},
+    metrics::SyncTimes,
 };
 
 /// What a record in the tail takes beside its payload, about.
@@ -58,6 +59,10 @@ pub(super) struct Counters {
     pub(super) syncs: AtomicU64,
     pub(super) sync_us: AtomicU64,
     pub(super) sync_max_us: AtomicU64,
+    pub(super) sync_times: SyncTimes,
+    /// Frames written, and those of them that are on disk.
+    pub(super) written: AtomicU64,
+    pub(super) synced: AtomicU64,
     pub(super) write_us: AtomicU64,
     pub(super) dropped_segments: AtomicU64,
     pub(super) copied_entries: AtomicU64,
@@ -141,6 +146,9 @@ impl Shared {
             syncs: read(&counters.syncs),
             sync_us: read(&counters.sync_us),
             sync_max_us: read(&counters.sync_max_us),
+            sync_times: counters.sync_times.counts(),
+            written_frame: read(&counters.written),
+            synced_frame: read(&counters.synced),
             write_us: read(&counters.write_us),
             queued_bytes: self.queue.bytes() as u64,
             segments: self.files.read().len() as u64,

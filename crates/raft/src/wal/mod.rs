@@ -217,6 +217,12 @@ pub struct WalStats {
     pub sync_us: u64,
     /// The longest one, microseconds.
     pub sync_max_us: u64,
+    /// How many took how long; see [`crate::metrics::wal`].
+    pub sync_times: [u64; 15],
+    /// Number of the last frame written.
+    pub written_frame: u64,
+    /// Number of the last frame known to be on disk.
+    pub synced_frame: u64,
     /// Time spent in writes, microseconds.
     pub write_us: u64,
     /// Bytes of appends waiting or on their way.

@@ -397,6 +397,7 @@ impl Writer {
         counters.bytes.fetch_add(end - self.segments.offset, Ordering::Relaxed);
         counters.write_us.fetch_add(micros(self.now().saturating_sub(begun)), Ordering::Relaxed);
         self.sequence += 1;
+        counters.written.store(self.sequence, Ordering::Release);
         self.declared = self.synced;
         self.last_write = begun;
         self.segments.offset = end;
@@ -424,7 +425,9 @@ impl Writer {
         counters.syncs.fetch_add(1, Ordering::Relaxed);
         counters.sync_us.fetch_add(us, Ordering::Relaxed);
         counters.sync_max_us.fetch_max(us, Ordering::Relaxed);
+        counters.sync_times.record(took);
         self.synced = self.synced.max(sequence);
+        counters.synced.store(self.synced, Ordering::Relaxed);
     }
 
     fn active_file(&self) -> io::Result<Arc<dyn DiskFile>> {

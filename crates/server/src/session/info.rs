@@ -87,7 +87,7 @@ fn server(facts: &Facts<'_>) -> String {
             ("redis_build_id", &"0000000000000000"),
             ("redis_mode", &mode),
             ("kvorum_version", &env!("CARGO_PKG_VERSION")),
-            ("os", &operating_system()),
+            ("os", &process::operating_system()),
             ("arch_bits", &usize::BITS),
             ("monotonic_clock", &"POSIX clock_gettime"),
             ("multiplexing_api", &"epoll"),
@@ -125,9 +125,9 @@ fn clients(facts: &Facts<'_>) -> String {
 fn memory(facts: &Facts<'_>) -> String {
     static PEAK: AtomicU64 = AtomicU64::new(0);
     let used = facts.keyspace.used_bytes;
-    let resident = resident_bytes();
+    let (resident, _) = process::memory_bytes();
     let peak = PEAK.fetch_max(resident, Ordering::Relaxed).max(resident);
-    let total = total_memory_bytes();
+    let total = process::total_memory_bytes();
     section(
         "Memory",
         &[
@@ -363,39 +363,4 @@ fn human(bytes: u64) -> String {
         Some((size, unit)) => format!("{:.2}{unit}", bytes as f64 / *size as f64),
         None => format!("{bytes}B"),
     }
-}
-
-fn operating_system() -> String {
-    let read = |name: &str| {
-        std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default().trim().to_owned()
-    };
-    format!("{} {} {}", read("ostype"), read("osrelease"), std::env::consts::ARCH)
-}
-
-/// The `n`-th number of a line of numbers in /proc, 0 when it is not there.
-fn proc_number(text: &str, n: usize) -> u64 {
-    text.split_ascii_whitespace().nth(n).and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
-/// Page size and clock tick of every Linux we run on.
-const PAGE_BYTES: u64 = 4096;
-const TICKS_PER_SECOND: f64 = 100.0;
-
-fn resident_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    proc_number(&pages, 1) * PAGE_BYTES
-}
-
-fn total_memory_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines().find(|line| line.starts_with("MemTotal:")).map_or(0, |line| proc_number(line, 1) * 1024)
-}
-
-/// CPU time of the process in user and in kernel mode.
-fn cpu_seconds() -> (f64, f64) {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The command's name, in parentheses, may hold blanks.
-    let numbers = text.rsplit_once(')').map_or("", |(_, numbers)| numbers);
-    let seconds = |n| proc_number(numbers, n) as f64 / TICKS_PER_SECOND;
-    (seconds(11), seconds(12))
 }
