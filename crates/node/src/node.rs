@@ -94,7 +94,7 @@ pub(crate) struct Inner {
     pub(crate) config: NodeConfig,
     identity: Mutex<Identity>,
     platform: Platform,
-    wal: Wal,
+    pub(crate) wal: Wal,
     pub(crate) host: Host,
     pub(crate) running: Running,
     pub(crate) requests: Requests,

@@ -18,7 +18,7 @@ impl Node {
         };
         let shards = self.shards().borrow().clone();
         let mut reasons = Vec::new();
-        for spec in view.topology.shards() {
+        for spec in &view.topology.shards {
             let Some(replica) = spec.replicas.iter().find(|replica| replica.server == me) else { continue };
             let why = match shards.get(&spec.id).filter(|shard| shard.replica() == replica.id) {
                 Some(shard) => shard.unready(),

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -73,6 +73,10 @@ settings! {
     bind: IpAddr = Ipv4Addr::LOCALHOST.into(),
     /// First client port: shard n is served on base-port + n, peers on + 98, HTTP on + 99 [default: 7100]
     base_port: u16 = 7100,
+    /// Port for HTTP: /healthz, /readyz and /metrics; 0 for none [default: base-port + 99]
+    http_port: HttpPort = HttpPort::default(),
+    /// Address to listen on for HTTP, where that is not bind
+    http_bind: HttpBind = HttpBind::default(),
     /// Directory of the data; in the file relative to the file's folder, which is also the default
     dir: PathBuf = PathBuf::new(),
     /// How a leader makes sure that a read is current: `lease` (no round trip) or `quorum` (one per batch of
@@ -127,6 +131,30 @@ settings! {
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,kvorum_raft=debug`
     /// [default: info]
     log_level: String = "info".to_owned(),
+}
+
+/// Port for HTTP, if it is not the usual one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct HttpPort(pub(crate) Option<u16>);
+
+impl FromStr for HttpPort {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<HttpPort, Self::Err> {
+        text.parse().map(|port| HttpPort(Some(port)))
+    }
+}
+
+/// Address for HTTP, if it is not that of all ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct HttpBind(pub(crate) Option<IpAddr>);
+
+impl FromStr for HttpBind {
+    type Err = std::net::AddrParseError;
+    fn from_str(text: &str) -> Result<HttpBind, Self::Err> {
+        text.parse().map(|address| HttpBind(Some(address)))
+    }
 }
 
 /// Percentiles, each between 0 and 100, with blanks between them.
@@ -261,9 +289,10 @@ impl Config {
         self.base_port + PEER_PORT_OFFSET
     }
 
-    /// The port kept for HTTP.
-    pub(crate) fn http_port(&self) -> u16 {
-        self.base_port + HTTP_PORT_OFFSET
+    /// Where HTTP is answered, if anywhere.
+    pub(crate) fn http(&self) -> Option<SocketAddr> {
+        let port = self.http_port.0.unwrap_or(self.base_port + HTTP_PORT_OFFSET);
+        (port > 0).then(|| SocketAddr::new(self.http_bind.0.unwrap_or(self.bind), port))
     }
 
     /// Checks every setting for itself and against the others.
@@ -279,6 +308,12 @@ impl Config {
             if port == 0 || port > highest {
                 return refuse(key, format!("{port} is not in 1..={highest}"));
             }
+        }
+        if let Some(http) = self.http()
+            && (self.base_port..=self.peer_port()).contains(&http.port())
+        {
+            let why = format!("{} is one of the ports for clients and peers", http.port());
+            return refuse("http-port", why);
         }
         for (announced, used) in &self.peer_addresses.0 {
             if let Some(odd) = [announced, used].into_iter().find(|addr| !is_host_and_port(addr)) {
@@ -441,7 +476,8 @@ mod tests {
     #[test]
     fn an_empty_file_gives_the_documented_defaults() {
         let config = in_file("").unwrap();
-        assert_eq!((config.base_port, config.peer_port(), config.http_port()), (7100, 7198, 7199));
+        assert_eq!((config.base_port, config.peer_port()), (7100, 7198));
+        assert_eq!(config.http(), Some("127.0.0.1:7199".parse().unwrap()));
         assert_eq!(config.read_mode, ReadMode::Lease);
         let timing = (config.heartbeat_ms, config.election_timeout_min_ms, config.election_timeout_max_ms);
         assert_eq!(timing, (100, 300, 600));

@@ -69,7 +69,7 @@ impl Exposition {
         fill: impl FnOnce(&mut Metric),
     ) {
         let pairs = labels.iter().map(|(name, value)| {
-            let mut pair = LabelPair::new();
+            let mut pair = LabelPair::default();
             pair.set_name((*name).to_owned());
             pair.set_value((*value).to_owned());
             pair
@@ -77,7 +77,7 @@ impl Exposition {
         let mut metric = Metric::from_label(pairs.collect());
         fill(&mut metric);
         let family = self.0.entry(name).or_insert_with(|| {
-            let mut family = MetricFamily::new();
+            let mut family = MetricFamily::default();
             family.set_name(name.to_owned());
             family.set_help(help.to_owned());
             family.set_field_type(kind);
@@ -102,7 +102,7 @@ impl Metrics for Exposition {
         value: f64,
     ) {
         self.add((name, help, MetricType::COUNTER), labels, |metric| {
-            let mut counter = Counter::new();
+            let mut counter = Counter::default();
             counter.set_value(value);
             metric.set_counter(counter);
         });
@@ -110,7 +110,7 @@ impl Metrics for Exposition {
 
     fn gauge(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
         self.add((name, help, MetricType::GAUGE), labels, |metric| {
-            let mut gauge = Gauge::new();
+            let mut gauge = Gauge::default();
             gauge.set_value(value);
             metric.set_gauge(gauge);
         });
@@ -125,12 +125,12 @@ impl Metrics for Exposition {
     ) {
         self.add((name, help, MetricType::HISTOGRAM), labels, |metric| {
             let buckets = distribution.bounds.iter().zip(&distribution.counts).map(|(bound, count)| {
-                let mut bucket = Bucket::new();
+                let mut bucket = Bucket::default();
                 bucket.set_upper_bound(*bound);
                 bucket.set_cumulative_count(*count);
                 bucket
             });
-            let mut histogram = Histogram::new();
+            let mut histogram = Histogram::default();
             histogram.set_bucket(buckets.collect());
             histogram.set_sample_count(distribution.count);
             histogram.set_sample_sum(distribution.sum);
@@ -253,7 +253,7 @@ fn commands(shard: &str, stats: &PortStats, out: &mut dyn Metrics) {
     let labels = [("shard", shard)];
     out.counter("kvorum_gets_total", "Calls of GET and its kind.", &labels, gets as f64);
     out.counter("kvorum_sets_total", "Calls of SET and its kind.", &labels, sets as f64);
-    let mut errors: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut errors: BTreeMap<&str, u64> = BTreeMap::default();
     for (code, count) in stats.errors() {
         let known = ERROR_CODES.iter().find(|known| **known == code).copied();
         *errors.entry(known.unwrap_or("other")).or_default() += count;

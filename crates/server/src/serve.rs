@@ -6,12 +6,15 @@
 use crate::clients::Client;
 use crate::connection::{self, Shared};
 use crate::engine::{Engine, NodeReplica};
+use crate::http;
+use crate::metrics::{self, Exposition};
 use crate::password::{Password, RequirePass};
 use crate::port::{Port, Replica};
 use crate::settings::Settings;
 use crate::stats::SAMPLE_INTERVAL;
 use kvorum_cluster::ShardId;
 use kvorum_node::{Node, NodeConfig, ReadMode};
+use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -38,6 +41,8 @@ const FULL: &[u8] = b"-ERR max number of clients reached\r\n";
 pub struct ServeConfig {
     /// Address to listen on.
     pub bind: IpAddr,
+    /// Where probes and scrapers are answered (HTTP); `None` for nowhere.
+    pub http: Option<SocketAddr>,
     /// What clients must give before they may do anything else; empty for nothing.
     pub requirepass: Password,
     /// Most connections of one port at a time.
@@ -83,6 +88,7 @@ impl Default for ServeConfig {
     fn default() -> ServeConfig {
         ServeConfig {
             bind: IpAddr::from([127, 0, 0, 1]),
+            http: None,
             requirepass: Password::default(),
             max_clients: 10_000,
             idle_timeout: Duration::ZERO,
@@ -97,7 +103,7 @@ impl Default for ServeConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// A port is taken, or may not be used.
-    #[error("listening for clients on {address}: {source}")]
+    #[error("listening on {address}: {source}")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -117,7 +123,18 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let settings = Arc::new(settings(&config, node.config()));
-    let mut ports = Ports { node: node.clone(), config, settings, open: BTreeMap::new() };
+    let open = Arc::new(RwLock::default());
+    let http = match config.http {
+        Some(address) => {
+            let listener =
+                TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+            info!(%address, "serving HTTP");
+            let subject = Figures { node: node.clone(), open: Arc::clone(&open) };
+            Some(AbortOnDrop(tokio::spawn(http::serve(listener, Arc::new(subject)))))
+        }
+        None => None,
+    };
+    let mut ports = Ports { node: node.clone(), config, settings, open: BTreeMap::new(), shown: open };
     let mut shards = node.shards();
     let mut views = node.views();
     tokio::pin!(shutdown);
@@ -133,7 +150,44 @@ pub async fn serve(
         }
     };
     ports.close().await;
+    // To the last, whoever watches the server sees what it does.
+    drop(http);
     served
+}
+
+/// What the HTTP port tells.
+struct Figures {
+    node: Node,
+    open: Shown,
+}
+
+/// The open ports, for those who look at them.
+type Shown = Arc<RwLock<BTreeMap<ShardId, Arc<Shared<NodeReplica>>>>>;
+
+impl http::Subject for Figures {
+    fn unready(&self) -> Vec<String> {
+        self.node.unready()
+    }
+
+    fn metrics(&self) -> String {
+        let mut out = Exposition::default();
+        let open = self.open.read().clone();
+        for (id, shared) in open {
+            let keyspace = shared.engine().map(|engine| engine.keyspace()).unwrap_or_default();
+            metrics::port(&id.0.to_string(), &shared.port, &keyspace, &mut out);
+        }
+        self.node.metrics(&mut out);
+        metrics::process(&mut out);
+        out.text()
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What the ports share, as the server starts.
@@ -166,6 +220,7 @@ struct Ports {
     config: ServeConfig,
     settings: Arc<Settings>,
     open: BTreeMap<ShardId, OpenPort>,
+    shown: Shown,
 }
 
 struct OpenPort {
@@ -202,6 +257,7 @@ impl Ports {
                 .is_some_and(|shard| shard.replicas.iter().all(|replica| replica.server != server))
         });
         if placed && let Some(port) = self.open.remove(&BASE) {
+            self.shown.write().remove(&BASE);
             port.close().await;
         }
         Ok(())
@@ -218,6 +274,7 @@ impl Ports {
         let shared = Arc::new(Shared::new(port));
         let (stop, stopped) = watch::channel(());
         let task = tokio::spawn(listen(listener, Arc::clone(&shared), stopped));
+        self.shown.write().insert(id, Arc::clone(&shared));
         self.open.insert(id, OpenPort { shared, stop, task });
         Ok(())
     }

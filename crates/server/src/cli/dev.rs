@@ -287,6 +287,9 @@ fn how_to_connect(
         let followers = if followers.is_empty() { String::new() } else { format!(", followers {followers}") };
         let _ = writeln!(text, "  shard {:<3} slots {}: leader {leader}{followers}", shard.id, shard.slots);
     }
+    let http: Vec<String> =
+        servers.iter().map(|server| format!("http://{}/metrics", server.http_addr())).collect();
+    let _ = writeln!(text, "  metrics   {}", http.join(" "));
     let pids: Vec<String> = children.running().map(|(n, pid)| format!("server-{n} {pid}")).collect();
     let _ = writeln!(text, "  pids      {}", pids.join(", "));
     let _ = writeln!(text, "  data      {}", dir.display());

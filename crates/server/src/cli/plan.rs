@@ -220,6 +220,11 @@ impl PlannedServer {
         format!("{}:{}", Self::HOST, self.base_port + PEER_PORT_OFFSET)
     }
 
+    /// Where it answers HTTP, unless its configuration was changed.
+    pub(crate) fn http_addr(&self) -> String {
+        format!("{}:{}", Self::HOST, self.base_port + HTTP_PORT_OFFSET)
+    }
+
     /// Its client ports, one per shard.
     pub(crate) fn client_ports(&self) -> impl Iterator<Item = u16> + use<> {
         self.base_port..self.base_port + self.shards

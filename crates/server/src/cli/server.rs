@@ -49,7 +49,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     logging::start(&config)?;
     let _lock = DirLock::take(&config.dir, "server")?;
     ports::check_free(SocketAddr::new(config.bind, config.peer_port()))?;
-    ports::check_free(SocketAddr::new(config.bind, config.http_port()))?;
+    if let Some(http) = config.http() {
+        ports::check_free(http)?;
+    }
     raise_file_limit(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(client_threads(&config))
@@ -127,6 +129,7 @@ fn explain(error: ServeError) -> anyhow::Error {
 fn serve_config(config: &Config) -> ServeConfig {
     ServeConfig {
         bind: config.bind,
+        http: config.http(),
         requirepass: config.requirepass.clone(),
         max_clients: config.maxclients,
         idle_timeout: Duration::from_secs(config.timeout),

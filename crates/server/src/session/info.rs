@@ -5,6 +5,7 @@
 
 use super::server::others;
 use crate::port::{KeyspaceFacts, Place, REDIS_VERSION, Standing, wall_time};
+use crate::process;
 use crate::resp::RespSink;
 use crate::stats::KeyspaceCounts;
 use kvorum_cluster::{Durability, Mode};
@@ -262,14 +263,17 @@ fn replication(facts: &Facts<'_>) -> String {
 }
 
 fn cpu(_: &Facts<'_>) -> String {
-    let (user, system) = cpu_seconds();
+    let cpu = process::cpu_time();
+    let (thread_user, thread_system) = process::thread_cpu_time();
     section(
         "CPU",
         &[
-            ("used_cpu_sys", &format_args!("{system:.6}")),
-            ("used_cpu_user", &format_args!("{user:.6}")),
-            ("used_cpu_sys_children", &"0.000000"),
-            ("used_cpu_user_children", &"0.000000"),
+            ("used_cpu_sys", &format_args!("{:.6}", cpu.system)),
+            ("used_cpu_user", &format_args!("{:.6}", cpu.user)),
+            ("used_cpu_sys_children", &format_args!("{:.6}", cpu.system_children)),
+            ("used_cpu_user_children", &format_args!("{:.6}", cpu.user_children)),
+            ("used_cpu_sys_main_thread", &format_args!("{thread_system:.6}")),
+            ("used_cpu_user_main_thread", &format_args!("{thread_user:.6}")),
         ],
     )
 }
