@@ -13,6 +13,11 @@ pub trait ReplySink: Sink + Any + Send {
     fn mark(&self) -> usize;
     /// Takes back every reply since `mark`: the batch has to be served another way.
     fn rewind(&mut self, mark: usize);
+    /// Whether it wants no more replies for now. A batch of reads ends early then, after at least one command: who gave it sees by
+    /// the replies how far it came.
+    fn is_full(&self) -> bool {
+        false
+    }
     /// A command that runs for at least this long is [`slow`](ReplySink::slow); `None` when nobody wants to know.
     fn slow_after(&self) -> Option<Duration> {
         None

@@ -123,7 +123,10 @@ impl Replica {
                     Err(Refusal::WaitForClock(clock_ms)) => return Err(Waiting { command: n, clock_ms }),
                     Err(refusal) => refuse(out, refusal),
                 }
-                watch.ran(batch, n, n + 1 == end, out);
+                watch.ran(batch, n, n + 1 == end || out.is_full(), out);
+                if out.is_full() {
+                    return Ok(());
+                }
             }
             next += READ_SLICE;
         }

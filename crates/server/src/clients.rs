@@ -1,5 +1,6 @@
 //! The connections of one port, as CLIENT LIST shows them and CLIENT KILL ends them.
 
+use crate::limits::OutputLimit;
 use crate::monitor::Feed;
 use crate::resp::Protocol;
 use parking_lot::Mutex;
@@ -34,6 +35,8 @@ pub(crate) struct Client {
     pub(crate) meters: Meters,
     /// What MONITOR has for it.
     pub(crate) feed: Feed,
+    /// Since when more than the soft limit waits for it.
+    unread_since: Mutex<Option<Instant>>,
     killed: AtomicBool,
     /// How a wait of its is to end: one of [`Unblock`], 0 for by itself.
     unblock: AtomicU8,
@@ -106,6 +109,7 @@ impl Clients {
             profile: Mutex::default(),
             meters: Meters::default(),
             feed: Feed::default(),
+            unread_since: Mutex::default(),
             killed: AtomicBool::new(false),
             unblock: AtomicU8::new(0),
             told: Notify::new(),
@@ -210,6 +214,18 @@ impl Client {
     pub(crate) fn idle(&self, now: Instant) -> Duration {
         let active = Duration::from_millis(self.meters.active_ms.load(Ordering::Relaxed));
         now.saturating_duration_since(self.created).saturating_sub(active)
+    }
+
+    /// Whether more than the soft limit has waited for it for as long as that may be. To be asked now and then.
+    pub(crate) fn is_over_soft_limit(&self, limit: OutputLimit, now: Instant) -> bool {
+        let mut since = self.unread_since.lock();
+        let unread = self.meters.output_bytes.load(Ordering::Relaxed) as u64;
+        if unread <= limit.soft_bytes {
+            *since = None;
+            return false;
+        }
+        let since = *since.get_or_insert(now);
+        now.saturating_duration_since(since) >= Duration::from_secs(limit.soft_seconds)
     }
 
     /// Whether it is held, or waits in a command.

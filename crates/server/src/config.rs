@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use kvorum::Password;
+use kvorum::{Networks, OutputLimits, Password, Quota, Rules};
 use serde::Deserialize;
 
 /// The peer port of a server stands this far above its base port.
@@ -107,6 +107,28 @@ settings! {
     requirepass: Password = Password::default(),
     /// Most client connections of one port at a time [default: 10000]
     maxclients: u32 = 10_000,
+    /// Of maxclients, how many one address may have (the first 64 bits of it with IPv6): a number, a percentage, 0 for any
+    /// number [default: 0]
+    maxclients_per_address: Quota = Quota::None,
+    /// Of maxclients, how many may have given themselves the same name (CLIENT SETNAME, HELLO SETNAME): a number, a
+    /// percentage, 0 for any number [default: 90%]
+    maxclients_per_name: Quota = Quota::Percent(90),
+    /// Of maxclients, how many are for trusted addresses only; at most one in a hundred [default: 16]
+    maxclients_reserve: u32 = 16,
+    /// Addresses and networks of operators: the reserve is theirs, and neither maxclients-per-address nor the accept rates are
+    /// for them [default: 127.0.0.1 ::1]
+    trusted_addresses: Networks = Rules::default().trusted,
+    /// New client connections of one port in a second; 0 for no limit [default: 0]
+    accept_rate: u32 = 0,
+    /// New client connections of one address to one port in a second; 0 for no limit [default: 0]
+    accept_rate_per_address: u32 = 0,
+    /// The largest argument of a request, in bytes [default: 536870912]
+    proto_max_bulk_len: u64 = 512 << 20,
+    /// The largest request, in bytes; a client that sends more is disconnected [default: 1073741824]
+    client_query_buffer_limit: u64 = 1 << 30,
+    /// How many bytes of replies may wait for a client before it is disconnected: class, hard limit, soft limit and for how many
+    /// seconds, as in Redis; the class of all clients is normal [default: normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60]
+    client_output_buffer_limit: OutputLimits = OutputLimits::default(),
     /// Close a client connection that was idle for this many seconds; 0 for never [default: 0]
     timeout: u64 = 0,
     /// How many seconds a client may be silent before TCP asks whether it is still there; 0 for never [default: 300]
@@ -359,6 +381,14 @@ impl Config {
         if !(1 << 20..=1 << 40).contains(&self.snapshot_log_bytes) {
             let why = format!("{} is not in {}..={}", self.snapshot_log_bytes, 1 << 20, 1u64 << 40);
             return refuse("snapshot-log-bytes", why);
+        }
+        for (key, bytes) in [
+            ("proto-max-bulk-len", self.proto_max_bulk_len),
+            ("client-query-buffer-limit", self.client_query_buffer_limit),
+        ] {
+            if bytes < 1 << 20 {
+                return refuse(key, format!("{bytes} is below {}", 1 << 20));
+            }
         }
         if self.maxclients == 0 {
             return refuse("maxclients", "must be at least 1".to_owned());

@@ -28,7 +28,7 @@ use crate::clients::Client;
 use crate::dispatch::{self, Course};
 use crate::engine::{Engine, Failure};
 use crate::port::{Place, Port, Replica};
-use crate::resp::{Limits, MAX_BULK_BYTES, Protocol, RequestDecoder, RespSink};
+use crate::resp::{Limits, Protocol, RequestDecoder, RespSink};
 use crate::session::{Action, Next, Session};
 use crate::slowlog::SlowCommand;
 use crate::stats::{Tally, count_error};
@@ -147,6 +147,7 @@ impl<E> Drop for Registration<E> {
         self.0.port.monitors.leave(&self.1);
         self.0.port.clients.leave(&self.1);
         self.0.port.stats.connections_closed.fetch_add(1, Ordering::Relaxed);
+        self.0.port.limits.leave(self.1.peer.ip(), &self.1.name());
     }
 }
 
@@ -194,6 +195,15 @@ impl<E: Engine> Connection<E> {
         loop {
             let turn_is_over = self.turn().await;
             self.note_turn();
+            // What it can take at once does not count, as in Redis, where replies are written before they are measured.
+            if self.is_over_hard_limit() {
+                let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx))).await?;
+                if self.is_over_hard_limit() {
+                    self.shared.port.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+                    warn!(client = %client.describe(Instant::now()), "a client left too much unread and is disconnected");
+                    return Ok(());
+                }
+            }
             if client.is_killed() {
                 return Ok(());
             }
@@ -259,7 +269,7 @@ impl<E: Engine> Connection<E> {
         while requests < TURN_REQUESTS && !self.wants_bytes && self.may_look() {
             // It may have authenticated just now.
             let limits = Limits {
-                bulk_bytes: MAX_BULK_BYTES,
+                bulk_bytes: self.shared.port.settings.proto_max_bulk_len.load(Ordering::Relaxed),
                 stranger: self.session.lacks_password(&self.shared.port),
             };
             match decoder.next(limits) {
@@ -303,7 +313,21 @@ impl<E: Engine> Connection<E> {
 
     /// Whether there is room for more replies.
     fn may_take_replies(&self) -> bool {
-        self.unsent() < UNSENT_BYTES
+        self.unsent() < self.unsent_allowed()
+    }
+
+    /// Who gave `client-output-buffer-limit` is willing to let so much wait before a client that does not read is disconnected.
+    /// Without it such a client is not read from any more.
+    fn unsent_allowed(&self) -> usize {
+        let limit = self.shared.port.settings.output_limits.normal();
+        let most = limit.hard_bytes.max(limit.soft_bytes).saturating_add(1);
+        usize::try_from(most).unwrap_or(usize::MAX).max(UNSENT_BYTES)
+    }
+
+    /// Whether more waits for the client than may.
+    fn is_over_hard_limit(&self) -> bool {
+        let hard_bytes = self.shared.port.settings.output_limits.normal().hard_bytes;
+        hard_bytes > 0 && self.unsent() as u64 > hard_bytes
     }
 
     /// Bytes of replies that the client has not taken, those that wait for their turn included.

@@ -16,6 +16,7 @@ mod gate;
 mod histogram;
 mod http;
 mod latency;
+mod limits;
 mod metrics;
 mod monitor;
 mod password;
@@ -30,5 +31,6 @@ mod stats;
 #[cfg(test)]
 mod testing;
 
+pub use limits::{LimitConfig, Networks, OutputLimit, OutputLimits, Quota, Rules};
 pub use password::Password;
 pub use serve::{MeasureConfig, ServeConfig, ServeError, serve};

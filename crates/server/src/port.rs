@@ -5,6 +5,7 @@
 use crate::clients::{Client, Clients};
 use crate::gate::Gate;
 use crate::latency::{COMMAND, FAST_COMMAND, LatencyMonitor};
+use crate::limits::Limits;
 use crate::monitor::Monitors;
 use crate::settings::Settings;
 use crate::slowlog::{SlowCommand, SlowLog};
@@ -37,6 +38,8 @@ pub(crate) struct Port {
     pub(crate) stats: PortStats,
     pub(crate) clients: Clients,
     pub(crate) monitors: Monitors,
+    /// Who may come in.
+    pub(crate) limits: Limits,
     /// What may run now.
     pub(crate) gate: Gate,
     pub(crate) slowlog: SlowLog,
@@ -55,6 +58,7 @@ impl Port {
             stats: PortStats::new(),
             clients: Clients::default(),
             monitors: Monitors::default(),
+            limits: Limits::default(),
             gate: Gate::default(),
             slowlog: SlowLog::default(),
             latency: LatencyMonitor::default(),

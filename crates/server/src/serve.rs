@@ -7,11 +7,13 @@ use crate::clients::Client;
 use crate::connection::{self, Shared};
 use crate::engine::{Engine, NodeReplica};
 use crate::http;
+use crate::limits::{LimitConfig, Refusal};
 use crate::metrics::{self, Exposition};
 use crate::password::{Password, RequirePass};
 use crate::port::{Port, Replica};
-use crate::settings::Settings;
+use crate::settings::{OutputSettings, Settings};
 use crate::stats::SAMPLE_INTERVAL;
+use futures::FutureExt;
 use kvorum_cluster::ShardId;
 use kvorum_node::{Node, NodeConfig, ReadMode};
 use parking_lot::RwLock;
@@ -22,7 +24,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
@@ -33,8 +35,12 @@ const PEER_PORT_OFFSET: u16 = 98;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long connections may take to finish when the server stops.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-/// What a client is told that comes when the port is full.
-const FULL: &[u8] = b"-ERR max number of clients reached\r\n";
+/// Connections that the kernel keeps for us to accept: a burst of them is taken, not turned away.
+const BACKLOG: u32 = 4096;
+/// Connections accepted before others have their turn.
+const ACCEPT_TURN: usize = 64;
+/// How often it is said that clients are refused.
+const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Settings of the client ports. What the node knows (ports, data, timing) is asked of it.
 #[derive(Clone, Debug)]
@@ -51,6 +57,8 @@ pub struct ServeConfig {
     pub idle_timeout: Duration,
     /// How long a client may be silent before TCP asks whether it is still there; zero for never. Whole seconds.
     pub tcp_keepalive: Duration,
+    /// How much a client may send and leave waiting, and who is let in.
+    pub limits: LimitConfig,
     /// How long a client may be held while its shard elects a leader, before it gets `CLUSTERDOWN`.
     pub failover_hold: Duration,
     /// What is measured of commands, and what is remembered of slow ones.
@@ -93,6 +101,7 @@ impl Default for ServeConfig {
             max_clients: 10_000,
             idle_timeout: Duration::ZERO,
             tcp_keepalive: Duration::from_secs(300),
+            limits: LimitConfig::default(),
             failover_hold: Duration::from_secs(3),
             measure: MeasureConfig::default(),
         }
@@ -206,6 +215,10 @@ fn settings(config: &ServeConfig, node: &NodeConfig) -> Settings {
             ReadMode::Lease => "lease",
             ReadMode::Quorum => "quorum",
         },
+        proto_max_bulk_len: config.limits.proto_max_bulk_len.into(),
+        query_buffer_limit: config.limits.client_query_buffer_limit.into(),
+        output_limits: OutputSettings::new(config.limits.client_output_buffer_limit),
+        rules: config.limits.rules.clone().into(),
         slowlog_log_slower_than_us: config.measure.slowlog_log_slower_than_us.into(),
         slowlog_max_len: config.measure.slowlog_max_len.into(),
         latency_monitor_threshold_ms: config.measure.latency_monitor_threshold_ms.into(),
@@ -267,8 +280,7 @@ impl Ports {
         let node = self.node.config();
         let number = node.base_port + id.0;
         let address = SocketAddr::new(self.config.bind, number);
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+        let listener = open_listener(address).map_err(|source| ServeError::Listen { address, source })?;
         let peer_port = node.base_port + PEER_PORT_OFFSET;
         let port = Port::new(number, peer_port, self.node.server().server_hex, Arc::clone(&self.settings));
         let shared = Arc::new(Shared::new(port));
@@ -293,6 +305,13 @@ impl OpenPort {
     }
 }
 
+fn open_listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -304,15 +323,20 @@ pub(crate) async fn listen<E: Engine>(
     mut stopped: watch::Receiver<()>,
 ) {
     let mut connections = JoinSet::new();
+    let (mut refused, mut refusals_told) = (0, Instant::now());
     let mut sample = tokio::time::interval(SAMPLE_INTERVAL);
     sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = stopped.changed() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    if let Some(client) = admit(&shared, &stream, peer) {
-                        connections.spawn(connection::serve(Arc::clone(&shared), stream, client));
+                Ok(first) => {
+                    // Those that wait behind it come along, so that a burst does not cost a round for each.
+                    let others = std::iter::from_fn(|| listener.accept().now_or_never().and_then(Result::ok));
+                    for (stream, peer) in std::iter::once(first).chain(others).take(ACCEPT_TURN) {
+                        if let Some(client) = admit(&shared, &stream, peer) {
+                            connections.spawn(connection::serve(Arc::clone(&shared), stream, client));
+                        }
                     }
                 }
                 Err(error) => {
@@ -326,6 +350,11 @@ pub(crate) async fn listen<E: Engine>(
                 let now = Instant::now();
                 shared.port.stats.sample(now);
                 end_idle(&shared, now);
+                end_unread(&shared, now);
+                if now.duration_since(refusals_told) >= REFUSAL_INTERVAL {
+                    refusals_told = now;
+                    tell_refusals(&shared.port, &mut refused);
+                }
             }
         }
     }
@@ -343,18 +372,38 @@ pub(crate) async fn listen<E: Engine>(
     }
 }
 
+/// Says how many clients were refused of late.
+fn tell_refusals(port: &Port, told: &mut u64) {
+    let counts: Vec<(Refusal, u64)> = port.limits.refused().filter(|(_, count)| *count > 0).collect();
+    let total = counts.iter().map(|(_, count)| count).sum();
+    if total > *told {
+        let why: Vec<String> =
+            counts.iter().map(|(refusal, count)| format!("{}={count}", refusal.word())).collect();
+        warn!(
+            port = port.number,
+            refused = total - *told,
+            since_start = why.join(" "),
+            "clients are refused"
+        );
+    }
+    *told = total;
+}
+
 /// Lets a client in, unless there are too many.
 fn admit<E: Engine>(shared: &Shared<E>, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
     let port = &shared.port;
-    let most = port.settings.maxclients.load(Ordering::Relaxed);
-    if port.clients.len() as u64 >= most {
-        port.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);
-        // As Redis: one attempt, for the buffer of a new connection takes it.
-        let _ = stream.try_write(FULL);
-        return None;
-    }
     // A client that is gone already has no address any more.
     let local = stream.local_addr().ok()?;
+    let most = port.settings.maxclients.load(Ordering::Relaxed);
+    let admitted = port.limits.admit(&port.settings.rules.read(), most, peer.ip(), Instant::now());
+    if let Err(refusal) = admitted {
+        port.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);
+        // As Redis: one attempt, for the buffer of a new connection takes it.
+        let _ = stream.try_write(format!("-{}\r\n", refusal.text()).as_bytes());
+        // What it has sent already would turn our goodbye into a reset, and it would not see why.
+        let _ = stream.try_read(&mut [0; 1024]);
+        return None;
+    }
     let keepalive_s = port.settings.tcp_keepalive_s.load(Ordering::Relaxed);
     let _ = stream.set_nodelay(true);
     if keepalive_s > 0 {
@@ -372,6 +421,21 @@ fn end_idle<E: Engine>(shared: &Shared<E>, now: Instant) {
     for client in shared.port.clients.all() {
         // As Redis: who waits in a command or for what others do is not idle.
         if client.idle(now) >= timeout && !client.is_blocked() && !client.profile().monitor {
+            client.kill();
+        }
+    }
+}
+
+/// Ends connections that leave too much unread for too long: the soft limit of `client-output-buffer-limit`.
+fn end_unread<E: Engine>(shared: &Shared<E>, now: Instant) {
+    let limit = shared.port.settings.output_limits.normal();
+    if limit.soft_bytes == 0 {
+        return;
+    }
+    for client in shared.port.clients.all() {
+        if client.is_over_soft_limit(limit, now) && !client.is_killed() {
+            shared.port.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+            warn!(client = %client.describe(now), "a client left too much unread for too long and is disconnected");
             client.kill();
         }
     }

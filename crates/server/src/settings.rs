@@ -3,13 +3,14 @@
 //! Names, units and error texts are Redis's where Redis has the setting. Every value shown is true of this server; settings
 //! of Redis that have no meaning here are not shown. Settings are the server's: its ports share them, for they share a file.
 
+use crate::limits::{OutputLimit, OutputLimits, Rules};
 use crate::password::{Password, RequirePass};
 use crate::port::Place;
-use crate::resp::MAX_BULK_BYTES;
 use kvorum_cluster::{Durability, Mode};
 use kvorum_keyspace::{Args, Error, Outcome, Sink, glob};
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -28,6 +29,14 @@ pub(crate) struct Settings {
     pub(crate) maxclients: AtomicU64,
     /// Seconds of silence before TCP asks whether a client is still there; 0 for never.
     pub(crate) tcp_keepalive_s: AtomicU64,
+    /// The largest argument of a request.
+    pub(crate) proto_max_bulk_len: AtomicU64,
+    /// The largest request.
+    pub(crate) query_buffer_limit: AtomicU64,
+    /// How many bytes may wait for a client.
+    pub(crate) output_limits: OutputSettings,
+    /// Who is let in, besides `maxclients`.
+    pub(crate) rules: RwLock<Rules>,
     /// How long a client may be held while its shard has no leader.
     pub(crate) failover_hold_ms: AtomicU64,
     /// Longest election timeout.
@@ -87,6 +96,45 @@ impl Settings {
     }
 }
 
+/// `client-output-buffer-limit`, as connections look at it once a turn: without a lock.
+#[derive(Debug)]
+pub(crate) struct OutputSettings {
+    all: RwLock<OutputLimits>,
+    hard_bytes: AtomicU64,
+    soft_bytes: AtomicU64,
+    soft_seconds: AtomicU64,
+}
+
+impl OutputSettings {
+    pub(crate) fn new(limits: OutputLimits) -> OutputSettings {
+        let normal = limits.normal();
+        OutputSettings {
+            all: RwLock::new(limits),
+            hard_bytes: normal.hard_bytes.into(),
+            soft_bytes: normal.soft_bytes.into(),
+            soft_seconds: normal.soft_seconds.into(),
+        }
+    }
+
+    /// Those of the clients there are.
+    pub(crate) fn normal(&self) -> OutputLimit {
+        OutputLimit {
+            hard_bytes: self.hard_bytes.load(Ordering::Relaxed),
+            soft_bytes: self.soft_bytes.load(Ordering::Relaxed),
+            soft_seconds: self.soft_seconds.load(Ordering::Relaxed),
+        }
+    }
+
+    fn set(&self, limits: OutputLimits) {
+        let mut all = self.all.write();
+        let normal = limits.normal();
+        self.hard_bytes.store(normal.hard_bytes, Ordering::Relaxed);
+        self.soft_bytes.store(normal.soft_bytes, Ordering::Relaxed);
+        self.soft_seconds.store(normal.soft_seconds, Ordering::Relaxed);
+        *all = limits;
+    }
+}
+
 /// A setting.
 struct Row {
     name: &'static str,
@@ -101,6 +149,10 @@ enum Kind {
     Only(Form, fn(Place<'_>) -> String),
     /// A number.
     Number { least: u64, most: u64, value: fn(&Settings) -> &AtomicU64 },
+    /// A number of bytes.
+    Bytes { least: u64, most: u64, value: fn(&Settings) -> &AtomicU64 },
+    /// Something with a form of its own: how it is written, and how it is read and changed.
+    Own { value: fn(&Settings) -> String, parse: fn(&Settings, &str) -> Result<Change, String> },
     /// A number that may be negative.
     Signed { least: i64, most: i64, value: fn(&Settings) -> &AtomicI64 },
     /// `yes` or `no`.
@@ -129,7 +181,11 @@ enum Value {
     Flag(bool),
     Percentiles(Vec<f64>),
     Password(Password),
+    Own(Change),
 }
+
+/// A change that was understood.
+type Change = Box<dyn FnOnce(&Settings)>;
 
 const INT_MAX: u64 = 2_147_483_647;
 const LONG_MAX: u64 = 9_223_372_036_854_775_807;
@@ -144,6 +200,35 @@ const fn fixed(name: &'static str, value: fn(Place<'_>) -> String) -> Row {
 
 const fn number(name: &'static str, least: u64, most: u64, value: fn(&Settings) -> &AtomicU64) -> Row {
     Row { name, kind: Kind::Number { least, most, value } }
+}
+
+const fn bytes(name: &'static str, least: u64, most: u64, value: fn(&Settings) -> &AtomicU64) -> Row {
+    Row { name, kind: Kind::Bytes { least, most, value } }
+}
+
+const fn own(
+    name: &'static str,
+    value: fn(&Settings) -> String,
+    parse: fn(&Settings, &str) -> Result<Change, String>,
+) -> Row {
+    Row { name, kind: Kind::Own { value, parse } }
+}
+
+/// A change of one of the rules of who is let in.
+fn rule<T: FromStr<Err = String> + 'static>(
+    text: &str,
+    change: impl FnOnce(&mut Rules, T) + 'static,
+) -> Result<Change, String> {
+    let value = text.parse()?;
+    Ok(Box::new(move |settings| change(&mut settings.rules.write(), value)))
+}
+
+/// The same for a number.
+fn number_rule(text: &str, change: impl FnOnce(&mut Rules, u64) + 'static) -> Result<Change, String> {
+    const MOST: u64 = 4_294_967_295;
+    let number = u64::try_from(parse_number(text)?).ok().filter(|number| *number <= MOST);
+    let value = number.ok_or_else(|| out_of_range(0, MOST))?;
+    Ok(Box::new(move |settings| change(&mut settings.rules.write(), value)))
 }
 
 const EVICTION: &[&str] = &[
@@ -174,7 +259,46 @@ static ROWS: &[Row] = &[
     number("timeout", 0, INT_MAX, |settings| &settings.timeout_s),
     number("maxclients", 1, 4_294_967_295, |settings| &settings.maxclients),
     number("tcp-keepalive", 0, INT_MAX, |settings| &settings.tcp_keepalive_s),
-    only("proto-max-bulk-len", Form::Bytes, |_| MAX_BULK_BYTES.to_string()),
+    bytes("proto-max-bulk-len", 1 << 20, LONG_MAX, |settings| &settings.proto_max_bulk_len),
+    bytes("client-query-buffer-limit", 1 << 20, LONG_MAX, |settings| &settings.query_buffer_limit),
+    own(
+        "client-output-buffer-limit",
+        |settings| settings.output_limits.all.read().to_string(),
+        |settings, text| {
+            let limits = settings.output_limits.all.read().changed(text)?;
+            Ok(Box::new(move |settings| settings.output_limits.set(limits)))
+        },
+    ),
+    own(
+        "maxclients-per-address",
+        |settings| settings.rules.read().per_address.to_string(),
+        |_, text| rule(text, |rules, quota| rules.per_address = quota),
+    ),
+    own(
+        "maxclients-per-name",
+        |settings| settings.rules.read().per_name.to_string(),
+        |_, text| rule(text, |rules, quota| rules.per_name = quota),
+    ),
+    own(
+        "maxclients-reserve",
+        |settings| settings.rules.read().reserve.to_string(),
+        |_, text| number_rule(text, |rules, reserve| rules.reserve = reserve),
+    ),
+    own(
+        "trusted-addresses",
+        |settings| settings.rules.read().trusted.to_string(),
+        |_, text| rule(text, |rules, trusted| rules.trusted = trusted),
+    ),
+    own(
+        "accept-rate",
+        |settings| settings.rules.read().accept_rate.to_string(),
+        |_, text| number_rule(text, |rules, rate| rules.accept_rate = rate),
+    ),
+    own(
+        "accept-rate-per-address",
+        |settings| settings.rules.read().accept_rate_per_address.to_string(),
+        |_, text| number_rule(text, |rules, rate| rules.accept_rate_per_address = rate),
+    ),
     // Data.
     only("maxmemory", Form::Bytes, |_| "0".to_owned()),
     only("maxmemory-policy", Form::OneOf(EVICTION), |_| "noeviction".to_owned()),
@@ -258,7 +382,10 @@ impl Row {
         let text = match &self.kind {
             Kind::Password(value) => return value(settings).get().reveal().to_vec(),
             Kind::Fixed(value) | Kind::Only(_, value) => value(place),
-            Kind::Number { value, .. } => value(settings).load(Ordering::Relaxed).to_string(),
+            Kind::Number { value, .. } | Kind::Bytes { value, .. } => {
+                value(settings).load(Ordering::Relaxed).to_string()
+            }
+            Kind::Own { value, .. } => value(settings),
             Kind::Signed { value, .. } => value(settings).load(Ordering::Relaxed).to_string(),
             Kind::Flag(value) => {
                 if value(settings).load(Ordering::Relaxed) {
@@ -303,6 +430,11 @@ impl Row {
                 let fitting = u64::try_from(number).ok().filter(|number| (least..=most).contains(&number));
                 fitting.map(Value::Number).ok_or_else(|| out_of_range(least, most))
             }
+            Kind::Bytes { least, most, .. } => {
+                let number = Some(parse_bytes(text)?).filter(|number| (least..=most).contains(&number));
+                number.map(Value::Number).ok_or_else(|| out_of_range(least, most))
+            }
+            Kind::Own { parse, .. } => parse(&place.port.settings, text).map(Value::Own),
             Kind::Signed { least, most, .. } => {
                 let number = parse_number(text)?;
                 if !(*least..=*most).contains(&number) {
@@ -317,7 +449,10 @@ impl Row {
 
     fn store(&self, settings: &Settings, value: Value) {
         match (&self.kind, value) {
-            (Kind::Number { value, .. }, Value::Number(new)) => value(settings).store(new, Ordering::Relaxed),
+            (Kind::Number { value, .. } | Kind::Bytes { value, .. }, Value::Number(new)) => {
+                value(settings).store(new, Ordering::Relaxed);
+            }
+            (Kind::Own { .. }, Value::Own(change)) => change(settings),
             (Kind::Signed { value, .. }, Value::Signed(new)) => value(settings).store(new, Ordering::Relaxed),
             (Kind::Flag(value), Value::Flag(new)) => value(settings).store(new, Ordering::Relaxed),
             (Kind::Password(value), Value::Password(new)) => value(settings).set(new),

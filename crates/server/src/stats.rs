@@ -48,6 +48,8 @@ pub(crate) struct PortStats {
     pub(crate) error_replies: AtomicU64,
     /// Commands answered `-UNKNOWN`.
     pub(crate) unknown_outcomes: AtomicU64,
+    /// Clients disconnected because they sent more than a request may be.
+    pub(crate) query_limit_disconnections: AtomicU64,
     /// Clients disconnected because too much waited for them.
     pub(crate) output_limit_disconnections: AtomicU64,
     /// Times a connection was held for want of a leader.
@@ -116,6 +118,7 @@ impl PortStats {
             writes: AtomicU64::new(0),
             error_replies: AtomicU64::new(0),
             unknown_outcomes: AtomicU64::new(0),
+            query_limit_disconnections: AtomicU64::new(0),
             output_limit_disconnections: AtomicU64::new(0),
             holds: AtomicU64::new(0),
             rates: Mutex::new(Rates {
@@ -148,6 +151,7 @@ impl PortStats {
             &self.writes,
             &self.error_replies,
             &self.unknown_outcomes,
+            &self.query_limit_disconnections,
             &self.output_limit_disconnections,
             &self.holds,
         ] {

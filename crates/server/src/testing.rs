@@ -1,10 +1,11 @@
 //! For the tests of this crate: a port, and a replica that does as a test tells it, with a real keyspace.
 
 use crate::engine::{Engine, Failure};
+use crate::limits::{OutputLimits, Rules};
 use crate::password::RequirePass;
 use crate::port::{KeyspaceFacts, Port, Replica, Standing};
 use crate::resp::RespSink;
-use crate::settings::Settings;
+use crate::settings::{OutputSettings, Settings};
 use kvorum_cluster::{
     Durability, Layout, Leaders, Mode, ReplicaId, Server, ServerId, ShardId, Topology, View, place,
 };
@@ -156,6 +157,9 @@ impl Scripted {
             if let Err(error) = outcome {
                 out.error(error.text());
             }
+            if out.is_full() {
+                break;
+            }
         }
     }
 }
@@ -289,6 +293,10 @@ pub(crate) fn port() -> Port {
         timeout_s: 0.into(),
         maxclients: 10_000.into(),
         tcp_keepalive_s: 300.into(),
+        proto_max_bulk_len: (512 << 20).into(),
+        query_buffer_limit: (1 << 30).into(),
+        output_limits: OutputSettings::new(OutputLimits::default()),
+        rules: Rules::default().into(),
         failover_hold_ms: 3_000.into(),
         election_timeout_ms: 600,
         write_timeout_ms: 5_000,

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use kvorum::{MeasureConfig, ServeConfig, ServeError};
+use kvorum::{LimitConfig, MeasureConfig, Rules, ServeConfig, ServeError};
 use kvorum_node::{Node, NodeConfig, SnapshotConfig, Timing};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::sync::oneshot;
@@ -134,6 +134,19 @@ fn serve_config(config: &Config) -> ServeConfig {
         max_clients: config.maxclients,
         idle_timeout: Duration::from_secs(config.timeout),
         tcp_keepalive: Duration::from_secs(config.tcp_keepalive),
+        limits: LimitConfig {
+            proto_max_bulk_len: config.proto_max_bulk_len,
+            client_query_buffer_limit: config.client_query_buffer_limit,
+            client_output_buffer_limit: config.client_output_buffer_limit,
+            rules: Rules {
+                per_address: config.maxclients_per_address,
+                per_name: config.maxclients_per_name,
+                reserve: config.maxclients_reserve.into(),
+                trusted: config.trusted_addresses.clone(),
+                accept_rate: config.accept_rate.into(),
+                accept_rate_per_address: config.accept_rate_per_address.into(),
+            },
+        },
         failover_hold: Duration::from_millis(config.failover_hold_ms),
         measure: MeasureConfig {
             slowlog_log_slower_than_us: config.slowlog_log_slower_than,

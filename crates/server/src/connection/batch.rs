@@ -45,6 +45,15 @@ impl Commands {
         self.0.iter().map(|(_, times)| times).sum()
     }
 
+    /// Keeps the first `n`.
+    pub(super) fn truncate(&mut self, mut n: usize) {
+        self.0.retain(|(_, times)| {
+            *times = n.min(*times);
+            n -= *times;
+            *times > 0
+        });
+    }
+
     /// The `n`-th command.
     pub(super) fn get(&self, mut n: usize) -> Option<&'static Command> {
         for &(command, times) in &self.0 {
@@ -155,6 +164,7 @@ impl<E: Engine> Connection<E> {
         let since = Instant::now();
         self.out.set_protocol(terms.protocol);
         self.out.watch_for_slow(self.shared.port.settings.slow_after());
+        self.out.take_at_most(Some(UNSENT_BYTES));
         self.out.reset_counts();
         let mark = self.out.mark();
         let read = if terms.stale {
@@ -162,8 +172,22 @@ impl<E: Engine> Connection<E> {
         } else {
             engine.read(&batch, &mut self.out).await
         };
+        self.out.take_at_most(None);
+        let mut commands = commands;
         match read {
-            Ok(()) => self.held_since = None,
+            Ok(()) => {
+                self.held_since = None;
+                let done = self.out.replies();
+                if done < commands.len() {
+                    // The replies are large: the rest runs when the client has taken these.
+                    let mut rest = Batch::new();
+                    for (command, args) in batch.commands().skip(done) {
+                        rest.push(command, terms.db, args.iter().copied());
+                    }
+                    self.defer_batch(rest, terms);
+                    commands.truncate(done);
+                }
+            }
             Err(ReadError::NotLeader) => {
                 self.defer_batch(batch, terms);
                 // Asking the majority in vain took its time already.

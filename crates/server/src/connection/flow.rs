@@ -6,8 +6,8 @@ use super::*;
 pub(super) const READ_BYTES: usize = 16 * 1024;
 /// Bytes that may be read ahead while no request is looked at: enough to notice a client that went away.
 pub(super) const READ_AHEAD_BYTES: usize = 256 * 1024;
-/// `client-query-buffer-limit`: the largest request, all its arguments together.
-pub(super) const REQUEST_BYTES: usize = 1024 * 1024 * 1024;
+/// The largest request of a client that has not authenticated.
+pub(super) const STRANGER_REQUEST_BYTES: u64 = 1024 * 1024;
 /// How long a client that is on its way out may take to read its last replies.
 pub(super) const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -57,15 +57,11 @@ impl<E: Engine> Connection<E> {
         if self.read_closed || self.finishing || !(self.wants_bytes || ahead) {
             return Ok(false);
         }
-        if self.decoder.pending_bytes() > REQUEST_BYTES {
-            // Redis closes such a connection without a word, too.
-            self.finishing = true;
-            return Ok(true);
-        }
         let buffer = self.decoder.buffer(READ_BYTES);
         let read = pin!(self.stream.read_buf(buffer));
         let Poll::Ready(read) = read.poll(cx) else { return Ok(false) };
         let read = read?;
+        self.refuse_large_request()?;
         self.read_closed = read == 0;
         self.wants_bytes &= read == 0;
         self.client.meters.read_bytes.fetch_add(read as u64, Ordering::Relaxed);
@@ -74,6 +70,22 @@ impl<E: Engine> Connection<E> {
         stats.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
         stats.reads.fetch_add(1, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// `client-query-buffer-limit`: Redis closes such a connection without a word, too.
+    fn refuse_large_request(&self) -> io::Result<()> {
+        let port = &self.shared.port;
+        let mut limit = port.settings.query_buffer_limit.load(Ordering::Relaxed);
+        if self.session.lacks_password(port) {
+            limit = limit.min(STRANGER_REQUEST_BYTES);
+        }
+        if self.decoder.cost() as u64 <= limit {
+            return Ok(());
+        }
+        port.stats.query_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+        let client = self.client.describe(Instant::now());
+        warn!(%client, "a client sent more than a request may be and is disconnected");
+        Err(io::ErrorKind::InvalidData.into())
     }
 
     pub(super) async fn say_goodbye(&mut self) -> io::Result<()> {

@@ -29,7 +29,7 @@ impl Deferred {
 impl<E: Engine> Connection<E> {
     /// Whether what is deferred may be looked at again.
     pub(super) fn may_take_up_deferred(&self) -> bool {
-        !self.deferred.is_empty() && self.queue.is_empty() && self.hold.is_none()
+        !self.deferred.is_empty() && self.queue.is_empty() && self.hold.is_none() && self.may_take_replies()
     }
 
     /// Routes what is deferred once everything before it is answered and there is news about who leads.
@@ -74,6 +74,12 @@ impl<E: Engine> Connection<E> {
                 }
                 Deferred::Batch { batch, terms } => {
                     for (command, args) in batch.commands() {
+                        if !self.may_take_replies() {
+                            // The client has to take some before more of them are made.
+                            self.close_batch().await;
+                            self.defer_command(command, &args, terms);
+                            continue;
+                        }
                         self.run_command(command, &args, terms).await;
                     }
                 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -47,6 +47,13 @@ impl Server {
     fn held(&self) -> u64 {
         self.shared.port.stats.holds.load(Ordering::Relaxed)
     }
+}
+
+/// A connection from an address that nobody trusts.
+async fn stranger(server: &Server, last: u8) -> Client {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    Client(socket.connect(server.address).await.unwrap())
 }
 
 struct Client(TcpStream);
@@ -949,4 +956,189 @@ async fn buffers_and_traffic_are_shown() {
         line.contains(" events=rw ") && line.contains(" obl=16384 ") && !line.contains(" omem=0 ")
     })
     .await;
+}
+
+#[tokio::test]
+async fn who_is_refused_is_told_why_and_operators_still_get_in() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let port = &server.shared.port;
+    port.settings.maxclients.store(200, Ordering::Relaxed);
+    {
+        let mut rules = port.settings.rules.write();
+        rules.per_address = "2".parse().unwrap();
+        rules.per_name = "2".parse().unwrap();
+    }
+    let (mut first, mut second) = (stranger(&server, 2).await, stranger(&server, 2).await);
+    for client in [&mut first, &mut second] {
+        client.send("CLIENT SETNAME web\r\nPING\r\n").await;
+        client.expect("+OK\r\n+PONG\r\n").await;
+    }
+    let mut third = stranger(&server, 2).await;
+    third.expect("-ERR max number of clients of this address reached (maxclients-per-address)\r\n").await;
+    third.expect_end().await;
+    // One that is too many of its name hears so and goes, whatever else it has sent.
+    let name = "-ERR max number of clients of this name reached (maxclients-per-name)\r\n";
+    for greeting in ["CLIENT SETNAME web", "HELLO 3 SETNAME web"] {
+        let mut third = stranger(&server, 3).await;
+        third.send(&format!("PING\r\n{greeting}\r\nPING\r\n")).await;
+        third.expect(&format!("+PONG\r\n{name}")).await;
+        third.expect_end().await;
+    }
+    let mut other = stranger(&server, 3).await;
+    other.send("CLIENT SETNAME batch\r\n").await;
+    other.expect("+OK\r\n").await;
+    drop(first);
+    until("its place is free", || port.clients.len() == 2).await;
+    let mut third = stranger(&server, 2).await;
+    third.send("HELLO 2 SETNAME web\r\nCLIENT GETNAME\r\n").await;
+    until("it has the name", || {
+        port.clients.all().iter().any(|client| client.id > 5 && client.name() == b"web")
+    })
+    .await;
+    // The last places are for operators.
+    port.settings.rules.write().per_address = crate::Quota::None;
+    let mut all = Vec::new();
+    while port.clients.len() < 198 {
+        let mut client = stranger(&server, 4).await;
+        client.send("PING\r\n").await;
+        client.expect("+PONG\r\n").await;
+        all.push(client);
+    }
+    let full = "-ERR max number of clients reached\r\n";
+    stranger(&server, 5).await.expect(full).await;
+    let mut operator = server.client().await;
+    operator.send("PING\r\n").await;
+    operator.expect("+PONG\r\n").await;
+    port.settings.rules.write().accept_rate_per_address = 1;
+    drop(all);
+    until("they are gone", || port.clients.len() < 10).await;
+    stranger(&server, 6).await.send("PING\r\n").await;
+    let rate =
+        "-ERR too many new connections of this address, try again in a second (accept-rate-per-address)\r\n";
+    stranger(&server, 6).await.expect(rate).await;
+    let refused: Vec<_> = port.limits.refused().map(|(refusal, count)| (refusal.word(), count)).collect();
+    let expected = [("maxclients", 1), ("address", 1), ("name", 2), ("rate", 0), ("address_rate", 1)];
+    assert_eq!(refused, expected);
+    assert_eq!(port.stats.connections_rejected.load(Ordering::Relaxed), 3);
+    operator.send("INFO stats\r\n").await;
+    let mut info = vec![0; 4096];
+    let read = operator.0.read(&mut info).await.unwrap();
+    let info = String::from_utf8_lossy(&info[..read]).into_owned();
+    assert!(
+        info.contains("clients_refused:maxclients=1,address=1,name=2,rate=0,address_rate=1\r\n"),
+        "{info}"
+    );
+}
+
+/// A value of a million bytes.
+async fn with_large_value(server: &Server) {
+    let mut client = server.client().await;
+    client.send(&format!("*3\r\n$3\r\nSET\r\n$3\r\nbar\r\n$1000000\r\n{}\r\n", "x".repeat(1_000_000))).await;
+    client.expect("+OK\r\n").await;
+}
+
+/// Sends as much as gets there.
+async fn flood(client: &mut Client, request: &str, times: usize) {
+    let requests = request.repeat(times);
+    let _ = tokio::time::timeout(SILENCE, client.0.write_all(requests.as_bytes())).await;
+}
+
+#[tokio::test]
+async fn who_does_not_read_costs_little_and_loses_nothing() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    with_large_value(&server).await;
+    let mut client = server.client().await;
+    // A thousand replies of a million bytes each, all asked for at once.
+    client.send(&"GET bar\r\n".repeat(1_000)).await;
+    until("replies wait", || described(&server, 2).contains(" events=rw ")).await;
+    tokio::time::sleep(SILENCE).await;
+    let waiting = server.shared.port.clients.get(2).unwrap().meters.output_peak.load(Ordering::Relaxed);
+    assert!(waiting < 4_000_000, "{waiting} bytes");
+    assert!(!server.shared.port.clients.get(2).unwrap().is_killed());
+    let reply = format!("$1000000\r\n{}\r\n", "x".repeat(1_000_000));
+    for _ in 0..20 {
+        client.expect(&reply).await;
+    }
+    // It does not matter what is in between.
+    let mut client = server.client().await;
+    client.send("GET bar\r\nGET foo\r\nGET bar\r\nPING\r\nNOPE\r\nGET bar\r\nSET bar 1\r\nGET bar\r\n").await;
+    client.expect(&reply).await;
+    client.expect("-MOVED 12182 10.0.0.3:7002\r\n").await;
+    client.expect(&reply).await;
+    client.expect("+PONG\r\n-ERR unknown command 'NOPE', with args beginning with: \r\n").await;
+    client.expect(&reply).await;
+    client.expect("+OK\r\n$1\r\n1\r\n").await;
+}
+
+#[tokio::test]
+async fn a_hard_limit_ends_who_does_not_read() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    with_large_value(&server).await;
+    let stats = &server.shared.port.stats;
+    let mut admin = server.client().await;
+    admin.send("CONFIG SET client-output-buffer-limit \"normal 12000000 0 0\"\r\n").await;
+    admin.expect("+OK\r\n").await;
+    // Who reads stays, however much it asks for.
+    let mut reader = server.client().await;
+    let reply = format!("$1000000\r\n{}\r\n", "x".repeat(1_000_000));
+    for _ in 0..20 {
+        reader.send("GET bar\r\n").await;
+        reader.expect(&reply).await;
+    }
+    let mut client = server.client().await;
+    flood(&mut client, "GET bar\r\n", 100).await;
+    until("it is disconnected", || stats.output_limit_disconnections.load(Ordering::Relaxed) == 1).await;
+    until("and gone", || server.shared.port.clients.get(4).is_none()).await;
+    reader.send("PING\r\n").await;
+    reader.expect("+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn a_soft_limit_has_patience() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    with_large_value(&server).await;
+    let stats = &server.shared.port.stats;
+    let mut admin = server.client().await;
+    admin.send("CONFIG SET client-output-buffer-limit \"normal 0 100000 1\"\r\n").await;
+    admin.expect("+OK\r\n").await;
+    let mut client = server.client().await;
+    let start = Instant::now();
+    flood(&mut client, "GET bar\r\n", 100).await;
+    until("it is disconnected", || stats.output_limit_disconnections.load(Ordering::Relaxed) == 1).await;
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    until("and gone", || server.shared.port.clients.get(3).is_none()).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_ends_its_connection() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let stats = &server.shared.port.stats;
+    let mut admin = server.client().await;
+    admin.send("CONFIG SET client-query-buffer-limit 1mb proto-max-bulk-len 2mb\r\n").await;
+    admin.expect("+OK\r\n").await;
+    let mut client = server.client().await;
+    client.send("*2\r\n$4\r\nECHO\r\n$2097153\r\n").await;
+    client.expect("-ERR Protocol error: invalid bulk length\r\n").await;
+    client.expect_end().await;
+    let mut client = server.client().await;
+    client.send(&format!("*2\r\n$4\r\nECHO\r\n$1000000\r\n{}\r\n", "x".repeat(1_000_000))).await;
+    client.expect(&format!("$1000000\r\n{}\r\n", "x".repeat(1_000_000))).await;
+    let large = format!("*3\r\n$4\r\nMGET\r\n$1000000\r\n{}\r\n$1000000\r\n", "x".repeat(1_000_000));
+    flood(&mut client, &large, 2).await;
+    until("a large one is disconnected", || stats.query_limit_disconnections.load(Ordering::Relaxed) == 1)
+        .await;
+    // As many arguments as would cost more than their bytes.
+    let mut client = server.client().await;
+    flood(&mut client, "*1000000\r\n", 1).await;
+    flood(&mut client, "$0\r\n\r\n", 100_000).await;
+    until("it is disconnected", || stats.query_limit_disconnections.load(Ordering::Relaxed) == 2).await;
+    // Who has not authenticated has less.
+    admin.send("CONFIG SET client-query-buffer-limit 1gb requirepass secret\r\n").await;
+    admin.expect("+OK\r\n").await;
+    let mut client = server.client().await;
+    flood(&mut client, &"x".repeat(60_000), 1).await;
+    client.expect_silence().await;
+    flood(&mut client, &"x".repeat(60_000), 1).await;
+    client.expect("-ERR Protocol error: too big inline request\r\n").await;
+    assert_eq!(server.shared.port.clients.len(), 1);
 }

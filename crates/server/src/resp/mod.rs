@@ -11,4 +11,4 @@ mod reply;
 mod request;
 
 pub(crate) use reply::{Protocol, RespSink};
-pub(crate) use request::{Limits, MAX_BULK_BYTES, RequestDecoder};
+pub(crate) use request::{Limits, RequestDecoder};

@@ -43,6 +43,8 @@ pub(crate) struct RespSink {
     unserved: Vec<(usize, Slot)>,
     /// Commands that run for at least this long are noted.
     slow_after: Option<Duration>,
+    /// Bytes from which on no more replies are wanted; 0 for never.
+    full_at: usize,
     /// Those that did.
     slow: Vec<SlowCommand>,
 }
@@ -66,6 +68,11 @@ impl RespSink {
     /// From here on commands that run for at least this long are noted; `None` for none.
     pub(crate) fn watch_for_slow(&mut self, slow_after: Option<Duration>) {
         self.slow_after = slow_after;
+    }
+
+    /// No more replies are wanted once there are so many bytes more; `None` for any number.
+    pub(crate) fn take_at_most(&mut self, bytes: Option<usize>) {
+        self.full_at = bytes.map_or(0, |bytes| self.bytes.len() + bytes);
     }
 
     /// What was noted.
@@ -326,6 +333,10 @@ impl ReplySink for RespSink {
         self.bytes.truncate(mark);
         // They will run again.
         self.slow.clear();
+    }
+
+    fn is_full(&self) -> bool {
+        self.full_at > 0 && self.bytes.len() >= self.full_at
     }
 
     fn slow_after(&self) -> Option<Duration> {

@@ -21,12 +21,12 @@ use std::borrow::Cow;
 const MAX_ARGUMENTS: i64 = i32::MAX as i64;
 /// Longest inline request, and longest length line.
 const MAX_LINE_BYTES: usize = 64 * 1024;
-/// `proto-max-bulk-len`: the largest argument.
-pub(crate) const MAX_BULK_BYTES: i64 = 512 * 1024 * 1024;
 /// Most arguments of a request of a client that has not authenticated.
 const MAX_STRANGER_ARGUMENTS: i64 = 10;
 /// The largest argument of a client that has not authenticated.
-const MAX_STRANGER_BULK_BYTES: i64 = 16 * 1024;
+const MAX_STRANGER_BULK_BYTES: u64 = 16 * 1024;
+/// What an argument costs besides its bytes while a request is put together.
+const ARGUMENT_BYTES: usize = 64;
 /// A buffer that grew beyond this for a large request is given back once it is empty.
 const KEEP_BYTES: usize = 256 * 1024;
 
@@ -62,7 +62,7 @@ const UNBALANCED_QUOTES: ProtocolError =
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Limits {
     /// The largest argument.
-    pub(crate) bulk_bytes: i64,
+    pub(crate) bulk_bytes: u64,
     /// Whether the client has yet to authenticate: then a request is small.
     pub(crate) stranger: bool,
 }
@@ -85,6 +85,8 @@ struct Scan {
     at: usize,
     /// What comes at `at`.
     expects: Expects,
+    /// Arguments passed so far.
+    arguments: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -107,14 +109,35 @@ impl RequestDecoder {
                 self.buffer = Vec::new();
             }
             self.shift(self.start);
+        } else if self.start > 0
+            && self.buffer.capacity() > KEEP_BYTES
+            && self.pending_bytes() < self.buffer.capacity() / 8
+        {
+            // What a large request took is given back, though another one has begun.
+            self.buffer = self.buffer[self.start..].to_vec();
+            self.shift(self.start);
         } else if self.buffer.capacity() - self.buffer.len() < room && self.start > 0 {
             // Moving is paid for by what was consumed: never more often than the buffer fills up.
             self.buffer.copy_within(self.start.., 0);
             self.buffer.truncate(self.buffer.len() - self.start);
             self.shift(self.start);
         }
-        self.buffer.reserve(room);
+        if self.buffer.capacity() - self.buffer.len() < room {
+            self.grow(room);
+        }
         &mut self.buffer
+    }
+
+    /// Makes the buffer larger: twice as large, but not beyond the end of a large argument that is on its way. So nothing is
+    /// reserved for what was merely announced, and a large value does not cost twice its size.
+    fn grow(&mut self, room: usize) {
+        let least = self.buffer.len() + room;
+        let doubled = least.max(2 * self.buffer.capacity());
+        let enough = match self.scan.expects {
+            Expects::Bytes { bytes, .. } => self.scan.at.saturating_add(bytes).saturating_add(room),
+            _ => doubled,
+        };
+        self.buffer.reserve_exact(doubled.min(enough).max(least) - self.buffer.len());
     }
 
     fn shift(&mut self, by: usize) {
@@ -125,6 +148,11 @@ impl RequestDecoder {
     /// Bytes that wait to be decoded.
     pub(crate) fn pending_bytes(&self) -> usize {
         self.buffer.len() - self.start
+    }
+
+    /// What the requests that wait to be decoded cost, or will.
+    pub(crate) fn cost(&self) -> usize {
+        self.pending_bytes() + self.scan.arguments * ARGUMENT_BYTES
     }
 
     /// Bytes that the buffer can hold.
@@ -159,11 +187,13 @@ impl RequestDecoder {
                     Some(bytes) => self.scan.expects = Expects::Bytes { bytes, arguments: arguments - 1 },
                 },
                 Expects::Bytes { bytes, arguments } => {
-                    let end = self.scan.at + bytes + 2;
+                    let end = self.scan.at.saturating_add(bytes).saturating_add(2);
                     if self.buffer.len() < end {
                         return Ok(None);
                     }
-                    self.scan = Scan { at: end, expects: Expects::Length { arguments } };
+                    self.scan.at = end;
+                    self.scan.expects = Expects::Length { arguments };
+                    self.scan.arguments += 1;
                 }
             }
         }
@@ -172,7 +202,7 @@ impl RequestDecoder {
     /// The request at the front ends before `end`.
     fn finish(&mut self, end: usize) {
         self.start = end;
-        self.scan = Scan { at: end, expects: Expects::Request };
+        self.scan = Scan { at: end, expects: Expects::Request, arguments: 0 };
     }
 
     /// The arguments of the complete request at the front.
@@ -219,17 +249,15 @@ impl RequestDecoder {
             let got = if kind == b'\r' || kind == b'\n' { ' ' } else { char::from(kind) };
             return Err(ProtocolError(Cow::Owned(format!("ERR Protocol error: expected '$', got '{got}'"))));
         }
-        match parse_integer(&self.buffer[digits.clone()]) {
-            Some(length)
-                if limits.stranger && (MAX_STRANGER_BULK_BYTES + 1..=limits.bulk_bytes).contains(&length) =>
-            {
-                Err(STRANGER_LENGTH)
-            }
-            Some(length) if (0..=limits.bulk_bytes).contains(&length) => {
+        let length =
+            parse_integer(&self.buffer[digits.clone()]).and_then(|length| u64::try_from(length).ok());
+        match length.filter(|length| *length <= limits.bulk_bytes) {
+            Some(length) if limits.stranger && length > MAX_STRANGER_BULK_BYTES => Err(STRANGER_LENGTH),
+            Some(length) => {
                 self.scan.at = digits.end + 2;
-                Ok(Some(usize::try_from(length).unwrap_or(0)))
+                Ok(Some(usize::try_from(length).unwrap_or(usize::MAX / 2)))
             }
-            _ => Err(INVALID_BULK_LENGTH),
+            None => Err(INVALID_BULK_LENGTH),
         }
     }
 
@@ -288,7 +316,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { bulk_bytes: MAX_BULK_BYTES, stranger: false };
+    const LIMITS: Limits = Limits { bulk_bytes: 512 << 20, stranger: false };
 
     /// All requests in `bytes`, fed in pieces of `step`, and the error that ended them.
     fn decode(bytes: &[u8], step: usize) -> (Vec<Vec<Vec<u8>>>, Option<String>) {
@@ -412,6 +440,33 @@ mod tests {
         decoder.buffer(64).extend_from_slice(b"*1048576\r\n$536870912\r\nx");
         assert_eq!(decoder.next(LIMITS), Ok(None));
         assert!(decoder.buffer(64).capacity() < 1 << 20);
+    }
+
+    #[test]
+    fn a_large_value_does_not_cost_twice_its_size() {
+        let value = vec![b'x'; (32 << 20) + 1000];
+        let bytes = [encode(&[vec![b"SET".to_vec(), b"k".to_vec(), value]]), b"PING\r\nPI".to_vec()].concat();
+        let mut decoder = RequestDecoder::default();
+        let mut most = 0;
+        for piece in bytes.chunks(16 * 1024) {
+            decoder.buffer(16 * 1024).extend_from_slice(piece);
+            most = most.max(decoder.capacity());
+            while decoder.next(LIMITS).unwrap().is_some() {}
+        }
+        assert!(most < (33 << 20), "{most}");
+        // It is given back, though the next request has begun already.
+        decoder.buffer(1024);
+        assert!(decoder.capacity() <= KEEP_BYTES, "{}", decoder.capacity());
+        assert_eq!(decoder.pending_bytes(), 2);
+    }
+
+    #[test]
+    fn many_small_arguments_cost_more_than_their_bytes() {
+        let mut decoder = RequestDecoder::default();
+        let bytes = [&b"*1000000\r\n"[..], &b"$0\r\n\r\n".repeat(1000)].concat();
+        decoder.buffer(bytes.len()).extend_from_slice(&bytes);
+        assert_eq!(decoder.next(LIMITS), Ok(None));
+        assert_eq!(decoder.cost(), bytes.len() + 1000 * ARGUMENT_BYTES);
     }
 
     fn requests() -> impl Strategy<Value = Vec<Vec<Vec<u8>>>> {

@@ -90,7 +90,7 @@ impl Session {
             "getname" => out.bulk(&self.name),
             "setname" => {
                 check_name(args[2], "Client names")?;
-                self.set_name(args[2]);
+                self.set_name(args[2], place.port)?;
                 out.ok();
             }
             "setinfo" => self.set_info(args, out)?,

@@ -174,6 +174,14 @@ fn persistence(facts: &Facts<'_>) -> String {
 fn stats(facts: &Facts<'_>) -> String {
     let stats = &facts.place.port.stats;
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let refused: Vec<String> = facts
+        .place
+        .port
+        .limits
+        .refused()
+        .map(|(refusal, count)| format!("{}={count}", refusal.word()))
+        .collect();
+    let refused = refused.join(",");
     let [commands, input, output] = stats.rates();
     let kilobits = |bytes: u64| format!("{:.2}", bytes as f64 / 1024.0);
     section(
@@ -202,6 +210,9 @@ fn stats(facts: &Facts<'_>) -> String {
             ("total_reads_processed", &get(&stats.reads)),
             ("total_writes_processed", &get(&stats.writes)),
             ("unknown_outcomes", &get(&stats.unknown_outcomes)),
+            ("client_query_buffer_limit_disconnections", &get(&stats.query_limit_disconnections)),
+            ("client_output_buffer_limit_disconnections", &get(&stats.output_limit_disconnections)),
+            ("clients_refused", &refused),
             ("failover_holds", &get(&stats.holds)),
         ],
     )

@@ -24,6 +24,7 @@ use crate::resp::{Protocol, RespSink};
 use kvorum_cluster::Mode;
 use kvorum_keyspace::{Args, Command, Error, Flags, Outcome, Run, Sink, introspect, lookup, unknown_command};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const NO_AUTH: Error = Error::new("NOAUTH Authentication required.");
@@ -47,6 +48,8 @@ pub(crate) struct Session {
     protocol: Protocol,
     name: Vec<u8>,
     replies: Replies,
+    /// Whether there are too many of the client's name.
+    refused: bool,
     /// Whether the client asked for everything that the port runs.
     monitors: bool,
     /// Whether the reply to the current request is wanted.
@@ -118,6 +121,7 @@ impl Session {
             protocol: Protocol::Resp2,
             name: Vec::new(),
             replies: Replies::On,
+            refused: false,
             monitors: false,
             muted: false,
             client,
@@ -210,7 +214,8 @@ impl Session {
             Ok(next) => next,
             Err(error) => {
                 out.error(error.text());
-                Next::Continue
+                // One that is too many of its name goes once it has read why.
+                if self.refused { Next::Close } else { Next::Continue }
             }
         }
     }
@@ -319,7 +324,7 @@ impl Session {
         }
         self.set_protocol(protocol);
         if let Some(name) = name {
-            self.set_name(name);
+            self.set_name(name, place.port)?;
         }
         out.set_protocol(protocol);
         out.map(7);
@@ -386,7 +391,8 @@ impl Session {
         self.replies = Replies::On;
         self.muted = false;
         self.set_protocol(Protocol::Resp2);
-        self.set_name(b"");
+        // Nobody is refused a name that is none.
+        let _ = self.set_name(b"", port);
         self.client.update(|profile| {
             profile.db = 0;
             profile.readonly = false;
@@ -415,9 +421,16 @@ impl Session {
         self.client.update(|profile| profile.protocol = protocol);
     }
 
-    fn set_name(&mut self, name: &[u8]) {
+    fn set_name(&mut self, name: &[u8], port: &Port) -> Result<(), Error> {
+        let most = port.settings.maxclients.load(Ordering::Relaxed);
+        let named = port.limits.rename(&port.settings.rules.read(), most, &self.name, name);
+        if let Err(refusal) = named {
+            self.refused = true;
+            return Err(Error::new(refusal.text()));
+        }
         self.name = name.to_vec();
         self.client.update(|profile| profile.name = name.to_vec());
+        Ok(())
     }
 }
 

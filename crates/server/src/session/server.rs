@@ -108,6 +108,7 @@ pub(super) fn config(command: &Command, args: Args<'_>, place: Place<'_>, out: &
         "resetstat" => {
             let counts = place.replica.map_or(KeyspaceCounts::default(), |replica| replica.keyspace().counts);
             place.port.stats.reset(counts);
+            place.port.limits.reset_counts();
             out.ok();
         }
         "rewrite" => {

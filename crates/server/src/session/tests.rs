@@ -3,7 +3,7 @@
 
 use super::{Action, Next, Session};
 use crate::port::{Place, Port, Replica};
-use crate::resp::{Limits, MAX_BULK_BYTES, RequestDecoder, RespSink};
+use crate::resp::{Limits, RequestDecoder, RespSink};
 use crate::testing::{Scripted, port};
 use kvorum_cluster::{Mode, ShardId};
 use kvorum_keyspace::Sink;
@@ -39,7 +39,7 @@ impl Conversation {
         decoder.buffer(requests.len() + 1).extend_from_slice(requests.as_bytes());
         decoder.buffer(1).push(b'\n');
         let mut replies = String::new();
-        let limits = Limits { bulk_bytes: MAX_BULK_BYTES, stranger: false };
+        let limits = Limits { bulk_bytes: 512 << 20, stranger: false };
         while let Some(args) = decoder.next(limits).unwrap() {
             let mut out = RespSink::new(self.session.protocol());
             let place = Place {
