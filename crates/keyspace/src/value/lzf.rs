@@ -34,11 +34,7 @@ pub(super) fn compress(input: &[u8], limit: usize) -> Option<Vec<u8>> {
         if out.bytes.len() - usize::from(out.literals == 0) + 4 >= limit {
             return None;
         }
-        let most = (input.len() - at - 2).min(MAX_LENGTH);
-        let mut len = 3;
-        while len < most && input[before + len] == input[at + len] {
-            len += 1;
-        }
+        let len = match_len(&input[before..], &input[at..]);
         out.reference(distance - 1, len);
         at += len;
         if at + 2 >= input.len() {
@@ -55,6 +51,17 @@ pub(super) fn compress(input: &[u8], limit: usize) -> Option<Vec<u8>> {
     }
     input[at..].iter().for_each(|byte| out.literal(*byte));
     Some(out.finish())
+}
+
+/// How long a match is, three bytes at least. It ends two bytes before the input does, or after three bytes, but Redis
+/// looks at the first bytes of a long one without asking for the end, and at one more.
+fn match_len(before: &[u8], here: &[u8]) -> usize {
+    const UNASKED: usize = 19;
+    let most = (here.len() - 2).min(MAX_LENGTH);
+    let least = if most > UNASKED - 3 { UNASKED } else { 3 };
+    let most = most.max(least);
+    let same = before.iter().zip(&here[..most]).take_while(|(a, b)| a == b).count();
+    same.max(3)
 }
 
 fn slot_of(bytes: &[u8]) -> usize {
