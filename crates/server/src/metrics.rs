@@ -154,7 +154,7 @@ pub(crate) fn port(shard: &str, port: &Port, keyspace: &KeyspaceFacts, out: &mut
         ("kvorum_port", "Number of the client port.", f64::from(port.number)),
     ];
     gauges.into_iter().for_each(|(name, help, value)| out.gauge(name, help, &labels, value));
-    let counters: [(&'static str, &'static str, f64); 14] = [
+    let counters: [(&'static str, &'static str, f64); 16] = [
         (
             "kvorum_client_connections_opened_total",
             "Client connections accepted.",
@@ -180,6 +180,16 @@ pub(crate) fn port(shard: &str, port: &Port, keyspace: &KeyspaceFacts, out: &mut
             "Times that a client was held for want of a leader.",
             get(&stats.holds),
         ),
+        (
+            "kvorum_query_buffer_limit_disconnections_total",
+            "Clients disconnected because they sent more than a request may be.",
+            get(&stats.query_limit_disconnections),
+        ),
+        (
+            "kvorum_output_buffer_limit_disconnections_total",
+            "Clients disconnected because too much waited for them.",
+            get(&stats.output_limit_disconnections),
+        ),
         ("kvorum_keyspace_hits_total", "Reads that found their key.", counts.hits as f64),
         ("kvorum_keyspace_misses_total", "Reads that did not find their key.", counts.misses as f64),
         ("kvorum_expired_keys_total", "Keys removed because their time had come.", counts.expired as f64),
@@ -187,11 +197,11 @@ pub(crate) fn port(shard: &str, port: &Port, keyspace: &KeyspaceFacts, out: &mut
         ("kvorum_error_replies_total", "Error replies.", get(&stats.error_replies)),
     ];
     counters.into_iter().for_each(|(name, help, value)| out.counter(name, help, &labels, value));
-    for (reason, count) in stats.refused() {
+    for (refusal, count) in port.limits.refused() {
         out.counter(
             "kvorum_client_connections_refused_total",
             "Client connections turned away.",
-            &[("shard", shard), ("reason", reason)],
+            &[("shard", shard), ("reason", refusal.word())],
             count as f64,
         );
     }

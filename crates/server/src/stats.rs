@@ -194,11 +194,6 @@ impl PortStats {
         called.map(|(counters, row)| (row.name, counters.latency.distribution()))
     }
 
-    /// Connections turned away, by reason.
-    pub(crate) fn refused(&self) -> [(&'static str, u64); 1] {
-        [("maxclients", self.connections_rejected.load(Ordering::Relaxed))]
-    }
-
     /// Error replies by their codes.
     pub(crate) fn errors(&self) -> Vec<(String, u64)> {
         self.errors.lock().iter().map(|(code, count)| (code.clone(), *count)).collect()

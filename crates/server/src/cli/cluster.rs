@@ -304,7 +304,7 @@ fn table(overview: &Overview) -> String {
 }
 
 /// Lays rows out under their headings, every column as wide as its widest cell.
-fn columns(text: &mut String, headings: &[&str], rows: Vec<Vec<String>>) {
+pub(crate) fn columns(text: &mut String, headings: &[&str], rows: Vec<Vec<String>>) {
     let widths: Vec<usize> = headings
         .iter()
         .enumerate()

@@ -1,10 +1,11 @@
-//! The command line: `kvorum dev`, `kvorum server`, `kvorum cluster`, `kvorum healthcheck`.
+//! The command line: `kvorum dev`, `kvorum server`, `kvorum cluster`, `kvorum clients`, `kvorum healthcheck`.
 //!
 //! Each command is a module with its arguments and a `run`. What a command has to say goes to standard output,
 //! errors go to standard error as one line that starts with `kvorum: `; the exit code is 0 when the command did
 //! what it was asked to, 1 when it did not, 2 when it was not understood.
 
 mod children;
+mod clients;
 mod cluster;
 mod dev;
 mod healthcheck;
@@ -12,6 +13,7 @@ mod lock;
 mod logging;
 mod plan;
 mod ports;
+mod resp;
 mod server;
 mod signals;
 
@@ -36,6 +38,8 @@ enum Command {
     /// Create a cluster of running servers, or see how it is
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Show who is connected to a cluster, and who seems to leak connections
+    Clients(clients::Args),
     /// Ask the server on this machine whether it works; for container engines and init systems
     Healthcheck(healthcheck::Args),
 }
@@ -46,6 +50,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Dev(args) => dev::run(args),
         Command::Server(args) => server::run(*args),
         Command::Cluster(command) => cluster::run(command),
+        Command::Clients(args) => clients::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),
     };
     match done {
