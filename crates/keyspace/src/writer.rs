@@ -169,20 +169,20 @@ impl<'a> Writer<'a> {
     /// Gives another key, of this database or another, what a key has that is there: value and deadline.
     pub fn copy(&mut self, key: Key<'_>, to_db: u16, to: Key<'_>) {
         self.note(Mutation::Copy { key: key.bytes, to_db, to: to.bytes });
-        self.copy_noted(key, to_db, to);
+        self.copy_noted(key, to_db, to, Form::copied);
     }
 
     /// The same, and the key is gone: it is another one than `to`.
     pub fn rename(&mut self, key: Key<'_>, to_db: u16, to: Key<'_>) {
         self.note(Mutation::Move { key: key.bytes, to_db, to: to.bytes });
-        self.copy_noted(key, to_db, to);
+        self.copy_noted(key, to_db, to, |form, _| form);
         let sequence = self.advance();
         self.database().remove(key.bytes, key.at, sequence);
     }
 
-    fn copy_noted(&mut self, key: Key<'_>, to_db: u16, to: Key<'_>) {
+    fn copy_noted(&mut self, key: Key<'_>, to_db: u16, to: Key<'_>, form: fn(Form, ValueRef<'_>) -> Form) {
         let record = self.get(key).expect("the caller has seen the key");
-        let (form, deadline_ms) = (record.form, record.deadline_ms);
+        let (form, deadline_ms) = (form(record.form, record.value), record.deadline_ms);
         let mut packed = Vec::new();
         let value = self.database().copy_value(key.bytes, key.at, |value| match value {
             NewValue::Bytes(bytes) => {

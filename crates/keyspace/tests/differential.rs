@@ -380,7 +380,7 @@ fn command(random: &mut Random, dumped: &[Vec<u8>]) -> Words {
             random.options(&mut words, &RESTORE_OPTIONS, 4, &[("IDLETIME", &NUMBERS), ("FREQ", &NUMBERS)]);
         }
         "OBJECT" => {
-            random.add(&mut words, &["ENCODING", "encoding", "FREQ", "HELP", "bogus"]);
+            random.add(&mut words, &["ENCODING", "REFCOUNT", "FREQ", "HELP", "bogus"]);
             random.add(&mut words, &KEYS);
         }
         "DEBUG" => {
@@ -418,11 +418,15 @@ fn comparable(words: &Words, ours: Reply, theirs: Reply) -> (Reply, Reply) {
         (Reply::Bulk(_), Reply::Bulk(_)) if is(0, "RANDOMKEY") => (Reply::Null, Reply::Null),
         (Reply::Int(_), Reply::Int(_)) if is(0, "MEMORY") => (Reply::Null, Reply::Null),
         (Reply::Simple(a), Reply::Simple(b)) if is(0, "DEBUG") => {
-            // Without address, owners and clock.
+            // Without address and clock.
             let part = |text: &str| {
                 let words: Vec<&str> = text
                     .split(' ')
-                    .filter(|word| word.starts_with("enc") || word.starts_with("ser"))
+                    .filter(|word| {
+                        ["encoding:", "serializedlength:", "refcount:"]
+                            .iter()
+                            .any(|name| word.starts_with(name))
+                    })
                     .collect();
                 Reply::Simple(words.join(" "))
             };

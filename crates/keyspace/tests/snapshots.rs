@@ -91,6 +91,10 @@ fn the_bytes_of_forms_are_frozen() {
     bare.line("SET a 4");
     assert!(!bare.keyspace.snapshot().has_forms());
     assert_eq!(tail(&bare), [0, 0x87, 0x3c, 0, 1, 0, 4, 1, b'a', 1, b'4', 0x00, 0x40, 1, 0]);
+    bare.line("COPY a {a}b");
+    bare.line("DEL a");
+    let copied = [3, 5, 4, b'{', b'a', b'}', b'b', 1, b'4'];
+    assert_eq!(tail(&bare), [&[0, 0x87, 0x3c, 6, 1], &copied[..], &[0x00, 0x40, 1, 0]].concat());
     bare.line("SETRANGE a 0 5");
     bare.line("FLUSHALL");
     assert!(!bare.keyspace.snapshot().has_forms());
@@ -184,7 +188,7 @@ fn nothing_is_believed_that_was_not_read() {
         (&[5, 0, 0, 0], "a slot without anything"),
         (&[5, 0, 7], "a change from the future"),
         (&[5, 0, 0x80, 0], "a number that is none"),
-        (&[5, 0, 0, 1, 3], "a value of an unknown type"),
+        (&[5, 0, 0, 1, 4], "a value of an unknown type"),
         (&[5, 0, 0, 1, 0, 1, 1, b'x', 0], "a key in another slot than its own"),
         (&[0, 0x40, 1, 0], "other numbers of keys"),
     ] {

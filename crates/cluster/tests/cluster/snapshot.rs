@@ -216,6 +216,13 @@ fn a_large_write_that_has_come_in_part_is_in_the_snapshot() {
     assert_eq!(restore(&lying).unwrap_err().to_string(), "malformed snapshot: a command longer than it is");
 
     let mut restored = restore(&dump).unwrap();
+    // Both at once: a string that was changed in place, and a write that has come in part.
+    let mut both = sample();
+    send(&mut both, 0, half);
+    let dump_of_both = both.snapshot().dump();
+    assert_eq!(dump_of_both[4], 4);
+    assert!(dump_of_both.ends_with(&tail));
+    assert_eq!(restore(&dump_of_both).unwrap().snapshot().dump(), dump_of_both);
     for machine in [&mut machine, &mut restored] {
         send(machine, half, large.len());
         let mut entry = entry(START_MS);

@@ -70,12 +70,7 @@ impl Record<'_> {
 
     /// What Redis counts as owners of the value: it shares small integers.
     pub fn refcount(&self) -> i64 {
-        const SHARED: std::ops::Range<i64> = 0..10_000;
-        let ValueRef::String(bytes) = self.value;
-        match crate::value::integer(bytes).filter(|_| self.form == Form::Whole) {
-            Some(number) if SHARED.contains(&number) => i64::from(i32::MAX),
-            _ => 1,
-        }
+        if self.form == Form::Whole && self.value.is_shared() { i64::from(i32::MAX) } else { 1 }
     }
 }
 

@@ -87,11 +87,21 @@ pub enum Form {
     Edited = 1,
     /// It is the result of float arithmetic: text, though it may look like an integer.
     Text = 2,
+    /// It was stored as a whole under another key, and copied: an integer that Redis does not share with others.
+    Copied = 3,
 }
 
 impl Form {
+    /// The form of a copy.
+    pub(crate) fn copied(self, value: ValueRef<'_>) -> Form {
+        match self {
+            Form::Whole if value.is_shared() => Form::Copied,
+            other => other,
+        }
+    }
+
     pub(crate) fn from_number(number: u8) -> Option<Form> {
-        [Form::Whole, Form::Edited, Form::Text].into_iter().find(|form| *form as u8 == number)
+        [Form::Whole, Form::Edited, Form::Text, Form::Copied].into_iter().find(|form| *form as u8 == number)
     }
 }
 
@@ -117,13 +127,19 @@ impl<'a> ValueRef<'a> {
         }
     }
 
+    /// Whether Redis has one object for all such values: small integers.
+    pub(crate) fn is_shared(&self) -> bool {
+        let ValueRef::String(bytes) = self;
+        integer(bytes).is_some_and(|number| (0..10_000).contains(&number))
+    }
+
     /// Redis's name of the way the value is kept.
     pub(crate) fn encoding(&self, form: Form) -> &'static str {
         const EMBEDDED: usize = 44;
         let ValueRef::String(bytes) = self;
         match form {
-            Form::Whole if integer(bytes).is_some() => "int",
-            Form::Whole | Form::Text if bytes.len() <= EMBEDDED => "embstr",
+            Form::Whole | Form::Copied if integer(bytes).is_some() => "int",
+            Form::Whole | Form::Copied | Form::Text if bytes.len() <= EMBEDDED => "embstr",
             _ => "raw",
         }
     }
