@@ -441,3 +441,130 @@ fn readers_share_a_keyspace_and_snapshots_travel() {
     shared::<kvorum_keyspace::Snapshot>();
     shared::<kvorum_keyspace::Garbage>();
 }
+
+#[test]
+fn a_random_key_is_any_that_has_not_expired() {
+    const KEYS: usize = 1500;
+    let mut bare = Bare::new();
+    assert_eq!(bare.run(&[b"RANDOMKEY"]), Reply::Null);
+    // A third in one slot, whose table is a tree; every fifth key is due and still there.
+    for n in 0..KEYS {
+        let key = if n % 3 == 0 { format!("{{t}}{n}") } else { n.to_string() };
+        let value: &[u8] = if n % 5 == 0 { b"gone" } else { b"stays" };
+        bare.run(&[b"SET", key.as_bytes(), value]);
+        if n % 5 == 0 {
+            bare.run(&[b"PEXPIRE", key.as_bytes(), b"10"]);
+        }
+    }
+    bare.now_ms += 10;
+    let mut drawn: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    for _ in 0..40 * KEYS {
+        let Reply::Bulk(key) = bare.run(&[b"RANDOMKEY"]) else { panic!("there are keys") };
+        *drawn.entry(key).or_default() += 1;
+    }
+    assert_eq!(bare.keyspace.len(0), KEYS, "a read never deletes");
+    assert_eq!(drawn.len(), KEYS - KEYS / 5, "each that is there comes, and no other");
+    // Forty to fifty times each, give or take; where a table was split, twice as often or half as often.
+    let (least, most) = (drawn.values().min().unwrap(), drawn.values().max().unwrap());
+    assert!(*least > 10 && *most < 180, "{least} to {most}");
+    // One key among many that are gone is found, and none where none is left.
+    for n in 0..KEYS {
+        let key = if n % 3 == 0 { format!("{{t}}{n}") } else { n.to_string() };
+        if n != 7 {
+            bare.run(&[b"PEXPIRE", key.as_bytes(), b"10"]);
+        }
+    }
+    bare.now_ms += 10;
+    assert_eq!(bare.run(&[b"RANDOMKEY"]), Reply::Bulk(b"7".to_vec()));
+    bare.run(&[b"DEL", b"7"]);
+    assert_eq!(bare.run(&[b"RANDOMKEY"]), Reply::Null);
+}
+
+#[test]
+fn a_random_key_in_doubt_waits_for_the_clock_of_the_log() {
+    let mut bare = Bare::new();
+    let now = bare.now_ms;
+    bare.line("SET k v PX 100");
+    let row = kvorum_keyspace::lookup(b"randomkey").unwrap();
+    let kvorum_keyspace::Run::Read(run) = row.run else { panic!("it reads") };
+    let reader = bare.keyspace.reader(0, now, now + 100);
+    run(&reader, &[b"RANDOMKEY"], &mut kvorum_keyspace::NullSink).unwrap();
+    assert_eq!(reader.waits_for(), Some(now + 100));
+}
+
+#[test]
+fn the_use_of_a_key_is_no_state() {
+    let mut bare = Bare::new();
+    bare.line("SET k v");
+    bare.line("SET big v");
+    bare.run(&[b"APPEND", b"big", &[b'x'; 400]]);
+    let idle = |bare: &mut Bare, key: &str| bare.line(&format!("OBJECT IDLETIME {key}"));
+    let (dump, checksum) = (bare.keyspace.dump(), bare.keyspace.checksum());
+    let snapshot = bare.keyspace.snapshot();
+    bare.now_ms += 70_000;
+    assert_eq!(
+        (idle(&mut bare, "k"), idle(&mut bare, "big")),
+        ("(integer) 70".into(), "(integer) 70".into())
+    );
+    bare.line("GET k");
+    bare.line("TOUCH big");
+    assert_eq!((idle(&mut bare, "k"), idle(&mut bare, "big")), ("(integer) 0".into(), "(integer) 0".into()));
+    assert_eq!(
+        (bare.keyspace.dump(), bare.keyspace.checksum(), snapshot.dump()),
+        (dump.clone(), checksum, dump.clone())
+    );
+    // Whoever restores it takes all keys for just used.
+    let settings = Settings { databases: 16, hash_seed: *b"sixteen bytes ok" };
+    bare.keyspace = Keyspace::restore(settings, bare.now_ms, &mut dump.as_slice()).unwrap();
+    bare.now_ms += 5_000;
+    assert_eq!(idle(&mut bare, "k"), "(integer) 5");
+    // Writes use a key as well, and what moves a key takes its value along, not its rest.
+    bare.line("APPEND k x");
+    assert_eq!(idle(&mut bare, "k"), "(integer) 0");
+    // Compaction, splits and joins keep the times.
+    bare.now_ms += 1_000_000;
+    (0..600).for_each(|n| drop(bare.line(&format!("SET {{k}}{n} v"))));
+    (0..600).for_each(|n| drop(bare.line(&format!("DEL {{k}}{n}"))));
+    assert_eq!(idle(&mut bare, "k"), "(integer) 1000");
+}
+
+/// WATCH compares sequences: whoever watched a key sees the databases change places, whatever was and is there.
+#[test]
+fn sequences_tell_that_databases_changed_places() {
+    let mut bare = Bare::new();
+    let sequence = |bare: &Bare, db: u16, key: &str| {
+        bare.keyspace.reader(db, bare.now_ms, bare.now_ms).sequence_of(key.as_bytes())
+    };
+    bare.line("SET both 0");
+    bare.line("SET moved 0");
+    bare.db = 1;
+    bare.line("SET both 1");
+    bare.db = 0;
+    // One command, one sequence: there in one database, gone from the other.
+    bare.line("MOVE moved 1");
+    assert_eq!(sequence(&bare, 0, "moved"), sequence(&bare, 1, "moved"));
+    let keys = ["both", "moved"];
+    let before: Vec<u64> = [0, 1].iter().flat_map(|db| keys.map(|key| sequence(&bare, *db, key))).collect();
+    bare.line("SWAPDB 0 1");
+    let after: Vec<u64> = [0, 1].iter().flat_map(|db| keys.map(|key| sequence(&bare, *db, key))).collect();
+    assert!(before.iter().zip(&after).all(|(before, after)| before < after), "{before:?} {after:?}");
+    assert_eq!(bare.line("GET moved"), "\"0\"");
+    bare.line("SET both 2");
+    assert!(sequence(&bare, 0, "both") > sequence(&bare, 1, "both"));
+}
+
+/// A copy of a long value shares its bytes until one of the two changes.
+#[test]
+fn copies_of_long_values_go_their_own_ways() {
+    let mut bare = Bare::new();
+    bare.run(&[b"SET", b"from", &[b'v'; 1000]]);
+    bare.line("COPY from a");
+    bare.line("COPY from b");
+    bare.line("RENAME b c");
+    bare.line("APPEND a more");
+    bare.line("SETRANGE c 0 other");
+    assert_eq!(bare.line("STRLEN from"), "(integer) 1000");
+    assert_eq!(bare.line("GETRANGE from 0 4"), "\"vvvvv\"");
+    assert_eq!(bare.line("GETRANGE c 0 5"), "\"otherv\"");
+    assert_eq!(bare.line("GETRANGE a 998 -1"), "\"vvmore\"");
+}

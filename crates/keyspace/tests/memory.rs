@@ -1,4 +1,5 @@
-//! Reading a snapshot takes memory for what was read, never for what was only promised.
+//! Memory: reading a snapshot takes it for what was read, never for what was only promised; commands take it for what
+//! they store, and values that move are not copied.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 #![allow(unsafe_code, reason = "a counting allocator has to implement GlobalAlloc")]
@@ -10,7 +11,7 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
 };
-use support::Bare;
+use support::{Bare, Reply};
 
 /// Counts what is allocated, and the most of it.
 struct Counting;
@@ -48,12 +49,17 @@ fn settings() -> Settings {
     Settings { databases: 1, hash_seed: [3; 16] }
 }
 
-/// The most that reading these bytes held at once, and whether they were a snapshot.
-fn peak_of(bytes: &[u8]) -> (usize, bool) {
+/// The most that `f` held at once, and what it gave.
+fn peak_while<T>(f: impl FnOnce() -> T) -> (usize, T) {
     let before = ALLOCATED.load(SeqCst);
     PEAK.store(before, SeqCst);
-    let restored = Keyspace::restore(settings(), 0, &mut &bytes[..]).is_ok();
-    (PEAK.load(SeqCst) - before, restored)
+    let given = f();
+    (PEAK.load(SeqCst) - before, given)
+}
+
+/// The most that reading these bytes held at once, and whether they were a snapshot.
+fn peak_of(bytes: &[u8]) -> (usize, bool) {
+    peak_while(|| Keyspace::restore(settings(), 0, &mut &bytes[..]).is_ok())
 }
 
 fn dump_of(fill: impl FnOnce(&mut Bare)) -> Vec<u8> {
@@ -65,6 +71,57 @@ fn dump_of(fill: impl FnOnce(&mut Bare)) -> Vec<u8> {
 
 // One test: another thread's allocations would count.
 #[test]
+fn memory_is_bounded() {
+    memory_follows_what_was_read();
+    values_that_move_are_not_copied();
+    what_a_command_refuses_takes_no_memory();
+}
+
+fn values_that_move_are_not_copied() {
+    const LEN: usize = 4 << 20;
+    let mut bare = Bare::new();
+    bare.run(&[b"SET", b"from", &vec![b'v'; LEN]]);
+    let (peak, ()) = peak_while(|| {
+        for n in 0..100 {
+            bare.line(&format!("COPY from to{n}"));
+            bare.line(&format!("RENAME to{n} renamed{n}"));
+            bare.line(&format!("MOVE renamed{n} 1"));
+        }
+    });
+    assert!(peak < LEN, "{peak}");
+    // Until one of them changes.
+    let (peak, ()) = peak_while(|| drop(bare.line("APPEND from x")));
+    assert!(peak >= LEN, "{peak}");
+    let (peak, ()) = peak_while(|| drop(bare.line("SETRANGE from 0 x")));
+    assert!(peak < LEN, "{peak}");
+}
+
+fn what_a_command_refuses_takes_no_memory() {
+    const LITTLE: usize = 256 * 1024;
+    let mut bare = Bare::new();
+    let long = vec![b'a'; 20_000];
+    bare.run(&[b"MSET", b"a", &long, b"b", &long]);
+    // A compressed string that promises a terabyte, signed.
+    let promise = b"\x00\xc3\x01\x81\x00\x00\x01\x00\x00\x00\x00\x00a\x0a\x00\x9aA\xc5\xe0\xfb\x8b\xcey";
+    for (args, error) in [
+        (
+            &[&b"SETRANGE"[..], b"n", b"536870912", b"x"][..],
+            "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+        ),
+        (
+            &[b"SETRANGE", b"a", b"9223372036854775807", b"x"],
+            "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
+        ),
+        (&[b"RESTORE", b"n", b"0", promise], "ERR Bad data format"),
+        (&[b"LCS", b"a", b"b"], "ERR Insufficient memory, failed allocating transient memory for LCS"),
+        (&[b"INCRBYFLOAT", b"n", b"1e999999999"], "ERR value is not a valid float"),
+    ] {
+        let (peak, reply) = peak_while(|| bare.run(args));
+        assert_eq!(reply, Reply::Error(error.into()));
+        assert!(peak < LITTLE, "{peak} for {}", args[0].escape_ascii());
+    }
+}
+
 fn memory_follows_what_was_read() {
     // A first piece of a text, and a page of the table of slots.
     const ALWAYS: usize = 256 * 1024;
