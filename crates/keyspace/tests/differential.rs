@@ -227,7 +227,7 @@ impl Random {
             (0..places).for_each(|_| text.push(char::from(b'0' + self.below(10) as u8)));
         }
         if self.below(4) == 0 {
-            text.push_str(&format!("e{}", self.below(60) as i64 - 30));
+            text.push_str(&format!("e{}{}", self.pick(&["", "-", "+"]), self.below(30)));
         }
         text.into_bytes()
     }
