@@ -215,9 +215,11 @@ impl Proposer {
                 }
                 (submission, outcome) = uploads.next() => self.end_upload(submission, outcome, &mut waiting),
                 () = self.replica.tick_wanted.notified(), if may_tick => {
+                    // Readers wait for the clock; whether keys go is another matter.
+                    let limit = if self.replica.expires_actively() { TICK_LIMIT } else { 0 };
                     if self.leads() {
                         tick_in_flight = true;
-                        self.propose_own(&mut in_flight, |builder| _ = builder.tick(TICK_LIMIT)).await;
+                        self.propose_own(&mut in_flight, |builder| _ = builder.tick(limit)).await;
                     }
                 }
                 _ = due.tick() => {
@@ -226,9 +228,10 @@ impl Proposer {
                         tick_in_flight = true;
                         info!(shard = configure.shard.0, "configuring a new shard");
                         self.propose_own(&mut in_flight, |builder| _ = builder.configure(&configure)).await;
-                    } else if may_tick && self.is_due() {
+                    } else if may_tick && self.replica.expires_actively() && self.is_due() {
+                        let limit = TICK_LIMIT;
                         tick_in_flight = true;
-                        self.propose_own(&mut in_flight, |builder| _ = builder.tick(TICK_LIMIT)).await;
+                        self.propose_own(&mut in_flight, |builder| _ = builder.tick(limit)).await;
                     } else if may_tick
                         && self.environment.now().saturating_sub(checked) >= CHECK_INTERVAL
                         && self.is_check_due()

@@ -46,6 +46,8 @@ pub(crate) struct Replica {
     /// A reader met a key that is due by the leader's clock but not by the log's.
     pub(crate) tick_wanted: Notify,
     configured: AtomicBool,
+    /// Whether ticks remove keys.
+    active_expire: AtomicBool,
     /// Why it serves no more; set once.
     wrong: OnceLock<String>,
     id: (ShardId, ReplicaId),
@@ -68,6 +70,7 @@ impl Replica {
             clock_moved: Notify::new(),
             tick_wanted: Notify::new(),
             configured: AtomicBool::new(false),
+            active_expire: AtomicBool::new(true),
             wrong: OnceLock::new(),
         })
     }
@@ -80,6 +83,16 @@ impl Replica {
     /// Whether it knows what its shard is, and may serve it.
     pub(crate) fn is_configured(&self) -> bool {
         self.configured.load(Ordering::Acquire) && self.wrong.get().is_none()
+    }
+
+    /// Whether ticks that this replica proposes are to remove keys.
+    pub(crate) fn set_active_expire(&self, on: bool) {
+        self.active_expire.store(on, Ordering::Relaxed);
+    }
+
+    /// The same, asked.
+    pub(crate) fn expires_actively(&self) -> bool {
+        self.active_expire.load(Ordering::Relaxed)
     }
 
     /// Stops serving for good: its state is wrong. Once this returns, nothing is read from it and nothing is applied.

@@ -6,7 +6,7 @@ use crate::proposer::{COMMAND_BYTES, Submission, SubmitError, Upload};
 use crate::replica::{Replica, Waiting};
 use kvorum_cluster::{Note, ReplicaId, ShardId};
 use kvorum_keyspace::Slot;
-use kvorum_raft::{Environment, Group, NotLeased, Status};
+use kvorum_raft::{Environment, Group, NotLeased, SnapshotError, SnapshotStats, Status};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -328,6 +328,60 @@ impl Shard {
             }
             tokio::time::sleep(WAIT_INTERVAL).await;
         }
+    }
+
+    /// Waits until everything this replica has applied by now is on the disks of `n` followers and, if `local`, on its own, at
+    /// most `patience` (`None`: as long as it takes). Returns whether it is on its own, and on how many others. `synced` says
+    /// that replicas acknowledge what they have on disk; when they do not, nobody knows that of the others.
+    pub async fn wait_on_disk(
+        &self,
+        (local, n): (bool, usize),
+        synced: bool,
+        patience: Option<Duration>,
+    ) -> (bool, usize) {
+        let me = self.0.replica_id.0;
+        let deadline = patience.map(|patience| self.0.environment.now() + patience);
+        let wanted = self.status().applied;
+        // The frame that is to be on disk, once everything wanted was written.
+        let mut frame = None;
+        loop {
+            let status = self.status();
+            let has = |replica: &u64| status.matched.get(replica).is_some_and(|&index| index >= wanted);
+            let (written, on_disk) = self.0.group.frames();
+            if has(&me) {
+                frame.get_or_insert(written);
+            }
+            let own = frame.is_some_and(|frame| synced || on_disk >= frame);
+            let others = status.matched.keys().filter(|replica| **replica != me && has(replica));
+            let others = if synced { others.count() } else { 0 };
+            let late = deadline.is_some_and(|deadline| self.0.environment.now() >= deadline);
+            if (own || !local) && others >= n || late || !status.ready {
+                return (own, others);
+            }
+            tokio::time::sleep(WAIT_INTERVAL).await;
+        }
+    }
+
+    /// Writes a snapshot of everything applied here, unless there is one; the log before it can go then.
+    ///
+    /// # Errors
+    /// Says why there is none.
+    pub async fn snapshot(&self) -> Result<(), SnapshotError> {
+        match self.0.group.snapshot().await {
+            Ok(_) | Err(SnapshotError::Empty) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Figures of the snapshots here.
+    pub fn snapshot_stats(&self) -> SnapshotStats {
+        self.0.group.snapshot_stats()
+    }
+
+    /// Whether keys whose time has come are removed though nobody touches them, while this replica leads: they are, unless a
+    /// test suite says otherwise. They are gone for readers in any case.
+    pub fn set_active_expire(&self, on: bool) {
+        self.0.replica.set_active_expire(on);
     }
 
     /// Keys of a slot.

@@ -456,6 +456,11 @@ impl Group {
         self.shared.managed.stats()
     }
 
+    /// Numbers of the last frame written to this server's log, and of the last one known to be on its disk.
+    pub fn frames(&self) -> (u64, u64) {
+        self.shared.log.frames()
+    }
+
     /// What the replica went through.
     pub fn stats(&self) -> GroupStats {
         *self.shared.stats.lock()

@@ -97,6 +97,17 @@ pub(crate) enum Unblock {
     Error = 2,
 }
 
+impl Meters {
+    /// Bytes of buffers that the connection takes.
+    fn buffer_bytes(&self) -> usize {
+        let bytes = |meter: &AtomicUsize| meter.load(Ordering::Relaxed);
+        bytes(&self.input_bytes)
+            + bytes(&self.input_free)
+            + bytes(&self.argument_bytes)
+            + bytes(&self.output_bytes).max(bytes(&self.output_capacity))
+    }
+}
+
 impl Clients {
     /// Registers a connection.
     pub(crate) fn enter(&self, peer: SocketAddr, local: SocketAddr, fd: i32) -> Arc<Client> {
@@ -126,6 +137,21 @@ impl Clients {
     /// Number of connections.
     pub(crate) fn len(&self) -> usize {
         self.live.lock().len()
+    }
+
+    /// Bytes of the buffers of all connections together.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        let one = |client: &Arc<Client>| client.meters.buffer_bytes() as u64;
+        self.live.lock().values().map(one).sum()
+    }
+
+    /// The largest buffer of requests and the largest of replies of any connection.
+    pub(crate) fn largest_buffers(&self) -> (usize, usize) {
+        let live = self.live.lock();
+        let largest = |meter: fn(&Meters) -> &AtomicUsize| {
+            live.values().map(|client| meter(&client.meters).load(Ordering::Relaxed)).max().unwrap_or(0)
+        };
+        (largest(|meters| &meters.input_bytes), largest(|meters| &meters.output_peak))
     }
 
     /// All connections, by id.

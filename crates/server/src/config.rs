@@ -143,6 +143,8 @@ settings! {
     latency_tracking: bool = true,
     /// Percentiles in INFO latencystats [default: 50 99 99.9]
     latency_tracking_info_percentiles: Percentiles = Percentiles(vec![50.0, 99.0, 99.9]),
+    /// Who may use DEBUG: `no` for nobody, `local` for clients on this machine, `yes` for all [default: local]
+    enable_debug_command: DebugCommand = DebugCommand::Local,
     /// Threads that serve clients; 0 for one per CPU [default: 0]
     client_threads: u16 = 0,
     /// Threads that run replication, apart from those of the clients; 0 for one per two CPUs, at least two
@@ -234,6 +236,25 @@ pub(crate) enum ReadMode {
     Lease,
     /// By asking a majority, once per batch of reads.
     Quorum,
+}
+
+/// Who may use DEBUG.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DebugCommand {
+    /// Nobody.
+    No,
+    /// Clients on this machine.
+    Local,
+    /// All clients.
+    Yes,
+}
+
+impl FromStr for DebugCommand {
+    type Err = String;
+    fn from_str(text: &str) -> Result<DebugCommand, String> {
+        variant(text)
+    }
 }
 
 /// How log lines look.

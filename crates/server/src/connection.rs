@@ -512,7 +512,8 @@ impl<E: Engine> Connection<E> {
         match next {
             Next::Continue => {}
             Next::Close => self.finishing = true,
-            Next::Wait { replicas, patience } => self.wait_replicas(replicas, patience),
+            Next::Wait { replicas, patience, on_disk } => self.wait_replicas(replicas, patience, on_disk),
+            Next::Save { in_background } => self.save(in_background),
             Next::Sleep { duration } => {
                 let wake = Box::pin(tokio::time::sleep(duration));
                 let mut commands = Commands::default();
@@ -537,13 +538,33 @@ impl<E: Engine> Connection<E> {
         }
     }
 
-    fn wait_replicas(&mut self, replicas: usize, patience: Option<Duration>) {
+    fn wait_replicas(&mut self, replicas: usize, patience: Option<Duration>, on_disk: Option<bool>) {
         let Some(engine) = self.engine.clone() else { return self.reply(|_, _, out| out.int(0)) };
-        let count = Box::pin(engine.wait_replicas(replicas, patience));
-        self.run_work(
-            Work::Replicas { count, wanted: replicas, endless: patience.is_none() },
-            Commands::default(),
-        );
+        self.run_work(Work::wait(&*engine, replicas, on_disk, patience), Commands::default());
+    }
+
+    /// Writes a snapshot. It is written to its end whatever becomes of this connection.
+    fn save(&mut self, in_background: bool) {
+        let Some(engine) = self.engine.clone() else {
+            self.shared.port.saves.end(true, 0);
+            if !in_background {
+                self.reply(|_, _, out| out.ok());
+            }
+            return;
+        };
+        let port = Arc::clone(&self.shared.port);
+        let saving = tokio::spawn(async move {
+            let saved = engine.save().await;
+            if let Err(error) = &saved {
+                warn!(port = port.number, %error, "cannot write a snapshot");
+            }
+            port.saves.end(saved.is_ok(), engine.keyspace().sequence);
+            saved.is_ok()
+        });
+        if !in_background {
+            let saved = Box::pin(async move { saving.await.unwrap_or(false) });
+            self.run_work(Work::Save(saved), Commands::default());
+        }
     }
 
     /// Something that takes its time is on its way.

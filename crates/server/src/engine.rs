@@ -6,9 +6,9 @@
 use crate::port::{KeyspaceFacts, Replica, Standing};
 use crate::resp::RespSink;
 use crate::stats::KeyspaceCounts;
-use kvorum_cluster::{ReplicaId, View};
+use kvorum_cluster::{Durability, ReplicaId, View};
 use kvorum_keyspace::Slot;
-use kvorum_node::{Batch, Node, ReadError, ReplySink, Role, Shard, SubmitError};
+use kvorum_node::{Batch, Node, ReadError, ReplySink, Role, Shard, SnapshotStats, SubmitError};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +51,18 @@ pub(crate) trait Engine: Replica + Clone + 'static {
         replicas: usize,
         patience: Option<Duration>,
     ) -> impl Future<Output = usize> + Send + 'static;
+
+    /// Waits until everything applied here is on the disks of so many followers and, if `local`, on the own one; returns whether it
+    /// is on the own one, and on how many others.
+    fn wait_on_disk(
+        &self,
+        local: bool,
+        replicas: usize,
+        patience: Option<Duration>,
+    ) -> impl Future<Output = (bool, usize)> + Send + 'static;
+
+    /// Writes a snapshot of everything applied here; the error is for the log.
+    fn save(&self) -> impl Future<Output = Result<(), String>> + Send + 'static;
 
     /// Resolves when it is worth asking again who leads.
     fn leadership_changes(&self) -> impl Future<Output = ()> + Send + 'static;
@@ -124,6 +136,14 @@ impl Replica for NodeReplica {
             }
         })
     }
+
+    fn snapshots(&self) -> SnapshotStats {
+        self.shard.snapshot_stats()
+    }
+
+    fn set_active_expire(&self, on: bool) {
+        self.shard.set_active_expire(on);
+    }
 }
 
 impl Engine for NodeReplica {
@@ -163,6 +183,23 @@ impl Engine for NodeReplica {
     ) -> impl Future<Output = usize> + Send + 'static {
         let shard = self.shard.clone();
         async move { shard.wait_replicas(replicas, patience).await }
+    }
+
+    fn wait_on_disk(
+        &self,
+        local: bool,
+        replicas: usize,
+        patience: Option<Duration>,
+    ) -> impl Future<Output = (bool, usize)> + Send + 'static {
+        let shard = self.shard.clone();
+        // Without durability the log is written and never waited for, as with Redis's `appendfsync no`.
+        let synced = self.view().topology.durability != Durability::QuorumMemory;
+        async move { shard.wait_on_disk((local, replicas), synced, patience).await }
+    }
+
+    fn save(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let shard = self.shard.clone();
+        async move { shard.snapshot().await.map_err(|error| error.to_string()) }
     }
 
     fn leadership_changes(&self) -> impl Future<Output = ()> + Send + 'static {

@@ -10,6 +10,7 @@
 
 mod clients;
 mod connection;
+mod control;
 mod dispatch;
 mod engine;
 mod gate;
@@ -23,6 +24,8 @@ mod password;
 mod port;
 mod process;
 mod resp;
+mod rewrite;
+mod saves;
 mod serve;
 mod session;
 mod settings;
@@ -31,6 +34,8 @@ mod stats;
 #[cfg(test)]
 mod testing;
 
+pub use control::Control;
 pub use limits::{LimitConfig, Networks, OutputLimit, OutputLimits, Quota, Rules};
 pub use password::Password;
 pub use serve::{MeasureConfig, ServeConfig, ServeError, serve};
+pub use settings::DebugCommand;

@@ -3,15 +3,18 @@
 //! To clients one port is one node of a Redis Cluster, so statistics, connections and settings are the port's.
 
 use crate::clients::{Client, Clients};
+use crate::control::Control;
 use crate::gate::Gate;
 use crate::latency::{COMMAND, FAST_COMMAND, LatencyMonitor};
 use crate::limits::Limits;
 use crate::monitor::Monitors;
+use crate::saves::Saves;
 use crate::settings::Settings;
 use crate::slowlog::{SlowCommand, SlowLog};
 use crate::stats::{KeyspaceCounts, PortStats};
 use kvorum_cluster::{Mode, ReplicaId, View};
 use kvorum_keyspace::{Flags, Slot};
+use kvorum_node::SnapshotStats;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -44,10 +47,19 @@ pub(crate) struct Port {
     pub(crate) gate: Gate,
     pub(crate) slowlog: SlowLog,
     pub(crate) latency: LatencyMonitor,
+    pub(crate) saves: Saves,
+    /// The way to whoever runs the process.
+    pub(crate) control: Control,
 }
 
 impl Port {
-    pub(crate) fn new(number: u16, peer_port: u16, server_hex: String, settings: Arc<Settings>) -> Port {
+    pub(crate) fn new(
+        number: u16,
+        peer_port: u16,
+        server_hex: String,
+        settings: Arc<Settings>,
+        control: Control,
+    ) -> Port {
         Port {
             number,
             peer_port,
@@ -62,6 +74,8 @@ impl Port {
             gate: Gate::default(),
             slowlog: SlowLog::default(),
             latency: LatencyMonitor::default(),
+            saves: Saves::default(),
+            control,
         }
     }
 
@@ -89,6 +103,10 @@ pub(crate) trait Replica: Send + Sync {
     fn keys_in_slot(&self, db: u16, slot: Slot, limit: usize) -> Vec<Vec<u8>>;
     /// Sizes and counters of its keyspace.
     fn keyspace(&self) -> KeyspaceFacts;
+    /// Figures of its snapshots.
+    fn snapshots(&self) -> SnapshotStats;
+    /// Whether keys whose time has come are removed though nobody touches them.
+    fn set_active_expire(&self, on: bool);
 }
 
 /// Raft's view of a replica.

@@ -5,13 +5,14 @@
 
 use crate::clients::Client;
 use crate::connection::{self, Shared};
+use crate::control::Control;
 use crate::engine::{Engine, NodeReplica};
 use crate::http;
 use crate::limits::{LimitConfig, Refusal};
 use crate::metrics::{self, Exposition};
 use crate::password::{Password, RequirePass};
 use crate::port::{Port, Replica};
-use crate::settings::{OutputSettings, Settings};
+use crate::settings::{DebugCommand, OutputSettings, Settings};
 use crate::stats::SAMPLE_INTERVAL;
 use futures::FutureExt;
 use kvorum_cluster::ShardId;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -49,6 +51,12 @@ pub struct ServeConfig {
     pub bind: IpAddr,
     /// Where probes and scrapers are answered (HTTP); `None` for nowhere.
     pub http: Option<SocketAddr>,
+    /// The configuration file that all this comes from, for CONFIG REWRITE.
+    pub file: Option<PathBuf>,
+    /// Who may use DEBUG.
+    pub debug_command: DebugCommand,
+    /// How SHUTDOWN gets to whoever runs the process.
+    pub control: Control,
     /// What clients must give before they may do anything else; empty for nothing.
     pub requirepass: Password,
     /// Most connections of one port at a time.
@@ -97,12 +105,15 @@ impl Default for ServeConfig {
         ServeConfig {
             bind: IpAddr::from([127, 0, 0, 1]),
             http: None,
+            file: None,
+            debug_command: DebugCommand::default(),
+            control: Control::default(),
             requirepass: Password::default(),
             max_clients: 10_000,
             idle_timeout: Duration::ZERO,
             tcp_keepalive: Duration::from_secs(300),
             limits: LimitConfig::default(),
-            failover_hold: Duration::from_secs(3),
+            failover_hold: Duration::from_secs(5),
             measure: MeasureConfig::default(),
         }
     }
@@ -200,10 +211,12 @@ impl Drop for AbortOnDrop {
 }
 
 /// What the ports share, as the server starts.
-fn settings(config: &ServeConfig, node: &NodeConfig) -> Settings {
+pub(crate) fn settings(config: &ServeConfig, node: &NodeConfig) -> Settings {
     Settings {
         bind: config.bind.to_string(),
         dir: node.dir.display().to_string(),
+        file: config.file.clone(),
+        debug_command: config.debug_command,
         requirepass: RequirePass::new(config.requirepass.clone()),
         timeout_s: config.idle_timeout.as_secs().into(),
         maxclients: u64::from(config.max_clients).into(),
@@ -282,7 +295,13 @@ impl Ports {
         let address = SocketAddr::new(self.config.bind, number);
         let listener = open_listener(address).map_err(|source| ServeError::Listen { address, source })?;
         let peer_port = node.base_port + PEER_PORT_OFFSET;
-        let port = Port::new(number, peer_port, self.node.server().server_hex, Arc::clone(&self.settings));
+        let port = Port::new(
+            number,
+            peer_port,
+            self.node.server().server_hex,
+            Arc::clone(&self.settings),
+            self.config.control.clone(),
+        );
         let shared = Arc::new(Shared::new(port));
         let (stop, stopped) = watch::channel(());
         let task = tokio::spawn(listen(listener, Arc::clone(&shared), stopped));
@@ -349,6 +368,9 @@ pub(crate) async fn listen<E: Engine>(
             _ = sample.tick() => {
                 let now = Instant::now();
                 shared.port.stats.sample(now);
+                if let Some(engine) = shared.engine() {
+                    shared.port.saves.observe(engine.snapshots().built, || engine.keyspace().sequence);
+                }
                 end_idle(&shared, now);
                 end_unread(&shared, now);
                 if now.duration_since(refusals_told) >= REFUSAL_INTERVAL {

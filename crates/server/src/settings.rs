@@ -6,13 +6,19 @@
 use crate::limits::{OutputLimit, OutputLimits, Rules};
 use crate::password::{Password, RequirePass};
 use crate::port::Place;
+use crate::rewrite::{self, Line};
+use crate::serve::ServeConfig;
 use kvorum_cluster::{Durability, Mode};
 use kvorum_keyspace::{Args, Error, Outcome, Sink, glob};
+use kvorum_node::NodeConfig;
 use parking_lot::RwLock;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
+use tracing::warn;
 
 /// Settings of a server. Those that CONFIG SET changes can change at any time; the others stay as the server started with them.
 #[derive(Debug)]
@@ -21,6 +27,10 @@ pub(crate) struct Settings {
     pub(crate) bind: String,
     /// Folder of the server's data.
     pub(crate) dir: String,
+    /// The server's configuration file, if it has one.
+    pub(crate) file: Option<PathBuf>,
+    /// Who may use DEBUG.
+    pub(crate) debug_command: DebugCommand,
     /// What clients must give before they may do anything else.
     pub(crate) requirepass: RequirePass,
     /// Close a connection that was idle for this many seconds; 0 for never.
@@ -55,6 +65,13 @@ pub(crate) struct Settings {
     pub(crate) latency_tracking: AtomicBool,
     /// Percentiles of INFO latencystats.
     pub(crate) latency_percentiles: RwLock<Vec<f64>>,
+}
+
+impl Default for Settings {
+    /// What a configuration that says nothing means.
+    fn default() -> Settings {
+        crate::serve::settings(&ServeConfig::default(), &NodeConfig::new(PathBuf::new(), "", 0))
+    }
 }
 
 impl Settings {
@@ -132,6 +149,37 @@ impl OutputSettings {
         self.soft_bytes.store(normal.soft_bytes, Ordering::Relaxed);
         self.soft_seconds.store(normal.soft_seconds, Ordering::Relaxed);
         *all = limits;
+    }
+}
+
+/// Who may use DEBUG.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DebugCommand {
+    /// Nobody.
+    No,
+    /// Clients on this machine.
+    #[default]
+    Local,
+    /// All clients.
+    Yes,
+}
+
+impl DebugCommand {
+    fn name(self) -> &'static str {
+        match self {
+            DebugCommand::No => "no",
+            DebugCommand::Local => "local",
+            DebugCommand::Yes => "yes",
+        }
+    }
+
+    /// Whether a client of this address may.
+    pub(crate) fn allows(self, client: IpAddr) -> bool {
+        match self {
+            DebugCommand::No => false,
+            DebugCommand::Local => client.to_canonical().is_loopback(),
+            DebugCommand::Yes => true,
+        }
     }
 }
 
@@ -251,6 +299,8 @@ static ROWS: &[Row] = &[
     fixed("databases", |place| place.databases().to_string()),
     fixed("daemonize", |_| no()),
     fixed("supervised", |_| no()),
+    fixed("enable-debug-command", |place| place.port.settings.debug_command.name().to_owned()),
+    fixed("enable-module-command", |_| no()),
     only("protected-mode", Form::Flag, |_| no()),
     only("tls-port", Form::Number, |_| "0".to_owned()),
     fixed("unixsocket", |_| String::new()),
@@ -447,6 +497,25 @@ impl Row {
         }
     }
 
+    /// As the configuration file has it, where CONFIG SET can change it.
+    fn in_file(&self, settings: &Settings) -> Option<toml_edit::Value> {
+        let value = match &self.kind {
+            Kind::Fixed(_) | Kind::Only(..) => return None,
+            Kind::Number { value, .. } | Kind::Bytes { value, .. } => {
+                value(settings).load(Ordering::Relaxed).cast_signed().into()
+            }
+            Kind::Own { value, .. } => {
+                let text = value(settings);
+                text.parse::<i64>().map_or_else(|_| text.into(), Into::into)
+            }
+            Kind::Signed { value, .. } => value(settings).load(Ordering::Relaxed).into(),
+            Kind::Flag(value) => value(settings).load(Ordering::Relaxed).into(),
+            Kind::Percentiles => format_percentiles(&settings.latency_percentiles.read()).into(),
+            Kind::Password(value) => String::from_utf8_lossy(value(settings).get().reveal()).as_ref().into(),
+        };
+        Some(value)
+    }
+
     fn store(&self, settings: &Settings, value: Value) {
         match (&self.kind, value) {
             (Kind::Number { value, .. } | Kind::Bytes { value, .. }, Value::Number(new)) => {
@@ -581,6 +650,24 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
     }
     changes.into_iter().for_each(|(row, value)| row.store(&place.port.settings, value));
     Ok(())
+}
+
+/// CONFIG REWRITE: what CONFIG SET can change goes into the server's file, under the same names.
+pub(crate) fn rewrite(place: Place<'_>) -> Outcome {
+    let settings = &place.port.settings;
+    let Some(path) = &settings.file else {
+        return Err(Error::new("ERR The server is running without a config file"));
+    };
+    let fresh = Settings::default();
+    let lines = ROWS.iter().filter_map(|row| {
+        let value = row.in_file(settings)?;
+        let is_default = row.in_file(&fresh).is_some_and(|default| default.to_string() == value.to_string());
+        Some(Line { name: row.name, value, is_default })
+    });
+    rewrite::rewrite(path, lines.collect()).map_err(|error| {
+        warn!(path = %path.display(), %error, "cannot rewrite the configuration file");
+        Error::one_line(format!("ERR Rewriting config file: {error}"))
+    })
 }
 
 fn refuse(row: &Row, why: &str) -> Outcome {

@@ -55,6 +55,8 @@ pub(crate) struct PortStats {
     /// Times a connection was held for want of a leader.
     pub(crate) holds: AtomicU64,
     rates: Mutex<Rates>,
+    /// The most bytes of memory that were seen.
+    peak_bytes: AtomicU64,
     /// What the keyspace had counted at the last reset: it goes on counting.
     baseline: Mutex<KeyspaceCounts>,
 }
@@ -127,6 +129,7 @@ impl PortStats {
                 samples: [[0; 3]; SAMPLES],
                 next: 0,
             }),
+            peak_bytes: AtomicU64::new(0),
             baseline: Mutex::default(),
         }
     }
@@ -192,6 +195,11 @@ impl PortStats {
         let calls = |counters: &CommandCounters| counters.calls.load(Ordering::Relaxed);
         let called = self.commands.iter().zip(ROWS.iter()).filter(move |(counters, _)| calls(counters) > 0);
         called.map(|(counters, row)| (row.name, counters.latency.distribution()))
+    }
+
+    /// The most bytes of memory that were seen, these included.
+    pub(crate) fn peak(&self, used_bytes: u64) -> u64 {
+        self.peak_bytes.fetch_max(used_bytes, Ordering::Relaxed).max(used_bytes)
     }
 
     /// Error replies by their codes.

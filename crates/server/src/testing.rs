@@ -1,5 +1,6 @@
 //! For the tests of this crate: a port, and a replica that does as a test tells it, with a real keyspace.
 
+use crate::control::Control;
 use crate::engine::{Engine, Failure};
 use crate::limits::{OutputLimits, Rules};
 use crate::password::RequirePass;
@@ -10,7 +11,7 @@ use kvorum_cluster::{
     Durability, Layout, Leaders, Mode, ReplicaId, Server, ServerId, ShardId, Topology, View, place,
 };
 use kvorum_keyspace::{Keyspace, Run, Sink, Slot};
-use kvorum_node::{Batch, ReadError, ReplySink};
+use kvorum_node::{Batch, ReadError, ReplySink, SnapshotStats};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -208,6 +209,12 @@ impl Replica for Scripted {
             ..KeyspaceFacts::default()
         }
     }
+
+    fn snapshots(&self) -> SnapshotStats {
+        SnapshotStats::default()
+    }
+
+    fn set_active_expire(&self, _: bool) {}
 }
 
 impl Engine for Scripted {
@@ -276,6 +283,20 @@ impl Engine for Scripted {
         }
     }
 
+    fn wait_on_disk(
+        &self,
+        local: bool,
+        replicas: usize,
+        patience: Option<Duration>,
+    ) -> impl Future<Output = (bool, usize)> + Send + 'static {
+        let others = self.wait_replicas(replicas, patience);
+        async move { (local, others.await) }
+    }
+
+    fn save(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        std::future::ready(Ok(()))
+    }
+
     fn leadership_changes(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut view = self.0.view.subscribe();
         async move {
@@ -289,6 +310,8 @@ pub(crate) fn port() -> Port {
     let settings = Settings {
         bind: "127.0.0.1".to_owned(),
         dir: "/data".to_owned(),
+        file: None,
+        debug_command: crate::settings::DebugCommand::Local,
         requirepass: RequirePass::default(),
         timeout_s: 0.into(),
         maxclients: 10_000.into(),
@@ -307,5 +330,5 @@ pub(crate) fn port() -> Port {
         latency_tracking: true.into(),
         latency_percentiles: vec![50.0, 99.0, 99.9].into(),
     };
-    Port::new(7000, 7098, "f".repeat(40), settings.into())
+    Port::new(7000, 7098, "f".repeat(40), settings.into(), Control::default())
 }

@@ -4,8 +4,11 @@
 
 mod support;
 
+use kvorum::ServeConfig;
 use kvorum_cluster::Mode;
 use kvorum_testkit::resp::{Connection, Value};
+use std::path::Path;
+use std::time::{Duration, Instant};
 use support::{PATIENCE, Server, create, free_base_port};
 
 async fn connect(port: u16) -> Connection {
@@ -13,15 +16,21 @@ async fn connect(port: u16) -> Connection {
 }
 
 async fn standalone() -> (tempfile::TempDir, Server, Connection) {
+    standalone_with(|_| ServeConfig::default()).await
+}
+
+async fn standalone_with(
+    config: impl FnOnce(&Path) -> ServeConfig,
+) -> (tempfile::TempDir, Server, Connection) {
     let dir = tempfile::tempdir().unwrap();
     let base_port = free_base_port();
-    let server = Server::start(dir.path(), base_port).await;
+    let server = Server::start_with(dir.path(), base_port, config(dir.path())).await;
     create(base_port, Mode::Standalone, 1, 16).await;
     let mut client = connect(base_port).await;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     while client.call(&["SET", "k", "v"]).await.unwrap() != Value::ok() {
         assert!(start.elapsed() < PATIENCE, "nobody leads");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     (dir, server, client)
 }
@@ -88,5 +97,88 @@ async fn latencies_of_commands_are_counted() {
     client.call(&["CONFIG", "RESETSTAT"]).await.unwrap();
     client.call(&["GET", "k"]).await.unwrap();
     assert_eq!(client.call(&["LATENCY", "HISTOGRAM", "get"]).await.unwrap(), Value::Array(vec![]));
+    server.stop().await;
+}
+
+async fn info(client: &mut Connection, section: &str, field: &str) -> String {
+    let text = client.call(&["INFO", section]).await.unwrap().text().unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{field}:")));
+    line.unwrap_or_else(|| panic!("{field} in {text}")).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn saving_writes_a_snapshot() {
+    let (dir, server, mut client) = standalone().await;
+    assert_eq!(info(&mut client, "persistence", "rdb_saves").await, "0");
+    assert_ne!(info(&mut client, "persistence", "rdb_changes_since_last_save").await, "0");
+    let before = client.call(&["LASTSAVE"]).await.unwrap().integer().unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(client.call(&["SAVE"]).await.unwrap(), Value::ok());
+    assert_eq!(info(&mut client, "persistence", "rdb_saves").await, "1");
+    assert_eq!(info(&mut client, "persistence", "rdb_changes_since_last_save").await, "0");
+    assert!(client.call(&["LASTSAVE"]).await.unwrap().integer().unwrap() > before);
+    let files = || std::fs::read_dir(dir.path().join("snapshots")).unwrap().count();
+    assert!(files() > 0, "there is a snapshot");
+    client.call(&["SET", "k", "2"]).await.unwrap();
+    let started = Value::Status("Background saving started".to_owned());
+    assert_eq!(client.call(&["BGSAVE"]).await.unwrap(), started);
+    let start = Instant::now();
+    while info(&mut client, "persistence", "rdb_saves").await != "2" {
+        assert!(start.elapsed() < PATIENCE, "the snapshot is written");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_is_on_disk() {
+    let (_dir, server, mut client) = standalone().await;
+    client.call(&["SET", "k", "2"]).await.unwrap();
+    let both = Value::Array(vec![Value::Integer(1), Value::Integer(0)]);
+    assert_eq!(client.call(&["WAITAOF", "1", "0", "0"]).await.unwrap(), both);
+    // There is no other replica to wait for.
+    let start = Instant::now();
+    assert_eq!(client.call(&["WAITAOF", "1", "1", "100"]).await.unwrap(), both);
+    assert!(start.elapsed() >= Duration::from_millis(100));
+    assert_eq!(client.call(&["WAIT", "0", "0"]).await.unwrap(), Value::Integer(0));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_not_removed_while_a_suite_says_so() {
+    let (_dir, server, mut client) = standalone().await;
+    assert_eq!(client.call(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]).await.unwrap(), Value::ok());
+    client.call(&["SET", "gone", "1", "PX", "1"]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(client.call(&["GET", "gone"]).await.unwrap(), Value::Null);
+    assert_eq!(
+        client.call(&["DBSIZE"]).await.unwrap(),
+        Value::Integer(2),
+        "it is counted until it is removed"
+    );
+    assert_eq!(client.call(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"]).await.unwrap(), Value::ok());
+    let start = Instant::now();
+    while client.call(&["DBSIZE"]).await.unwrap() != Value::Integer(1) {
+        assert!(start.elapsed() < PATIENCE, "it is removed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changed_settings_are_written_to_the_file() {
+    let (dir, server, mut client) = standalone_with(|dir| {
+        let file = dir.join("kvorum.toml");
+        std::fs::write(&file, "# Mine.\nbase-port = 7100\ntimeout = 5 # short\n").unwrap();
+        ServeConfig { file: Some(file), ..ServeConfig::default() }
+    })
+    .await;
+    let set = ["CONFIG", "SET", "timeout", "0", "slowlog-max-len", "7", "latency-tracking", "no"];
+    assert_eq!(client.call(&set).await.unwrap(), Value::ok());
+    assert_eq!(client.call(&["CONFIG", "REWRITE"]).await.unwrap(), Value::ok());
+    assert_eq!(
+        std::fs::read_to_string(dir.path().join("kvorum.toml")).unwrap(),
+        "# Mine.\nbase-port = 7100\ntimeout = 0 # short\nslowlog-max-len = 7\nlatency-tracking = false\n"
+    );
     server.stop().await;
 }

@@ -29,6 +29,10 @@ const DEBUG: Command = Command {
         Command { name: "debug|digest-value", arity: -2, run: Run::Read(digest_value), ..SUBCOMMAND },
         Command { name: "debug|sleep", arity: 3, ..SUBCOMMAND },
         Command { name: "debug|object", arity: 3, run: Run::Read(object), ..SUBCOMMAND },
+        Command { name: "debug|set-active-expire", arity: 3, ..SUBCOMMAND },
+        Command { name: "debug|error", arity: 3, ..SUBCOMMAND },
+        Command { name: "debug|log", arity: 3, ..SUBCOMMAND },
+        Command { name: "debug|protocol", arity: 3, ..SUBCOMMAND },
         Command { name: "debug|help", arity: 2, run: Run::Read(help), ..SUBCOMMAND },
     ],
     ..Command::ROW

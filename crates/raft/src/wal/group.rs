@@ -481,6 +481,12 @@ impl GroupLog {
         self.group.id
     }
 
+    /// Numbers of the last frame written to the log, of whichever group, and of the last one known to be on disk.
+    pub fn frames(&self) -> (u64, u64) {
+        let counters = &self.shared.counters;
+        (counters.written.load(Ordering::Acquire), counters.synced.load(Ordering::Relaxed))
+    }
+
     /// Appends consecutive records. Entries from the first one's index on are dropped before; there may be no hole between the
     /// log and the first one, and it must lie behind the purge point (`InvalidInput` otherwise, and nothing happens).
     /// Readers see the records at once; `done` follows when they are as durable as [`GroupLog::set_sync`] asks.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use kvorum::{LimitConfig, MeasureConfig, Rules, ServeConfig, ServeError};
+use kvorum::{Control, DebugCommand, LimitConfig, MeasureConfig, Rules, ServeConfig, ServeError};
 use kvorum_node::{Node, NodeConfig, SnapshotConfig, Timing};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::sync::oneshot;
@@ -21,7 +21,7 @@ use super::lock::DirLock;
 use super::logging;
 use super::ports::{self, PortError};
 use super::signals::StopSignals;
-use crate::config::{Config, ReadMode, Settings};
+use crate::config::{self, Config, ReadMode, Settings};
 
 /// How long a server may take to finish with its clients, to hand its leaderships over and to close its log.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -59,10 +59,10 @@ pub(crate) fn run(args: Args) -> Result<()> {
         .enable_all()
         .build()
         .context("starting tokio")?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, args.config))
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config, file: Option<PathBuf>) -> Result<()> {
     let mut stop = StopSignals::new()?;
     let node = Node::start(node_config(&config)).await?;
     info!(
@@ -77,31 +77,45 @@ async fn serve(config: Config) -> Result<()> {
         info!("this server belongs to no cluster yet; `kvorum cluster create` makes one");
     }
     let (finish, finished) = oneshot::channel::<()>();
-    let clients = kvorum::serve(node.clone(), serve_config(&config), async move {
+    let control = Control::default();
+    let serve_config = ServeConfig { file, control: control.clone(), ..serve_config(&config) };
+    let clients = kvorum::serve(node.clone(), serve_config, async move {
         let _ = finished.await;
     });
     tokio::pin!(clients);
-    let failure = tokio::select! {
-        () = stop.received() => None,
-        why = node.failure() => Some(anyhow!("the log failed: {why}")),
-        ended = &mut clients => Some(match ended {
-            Ok(()) => anyhow!("the client ports closed"),
-            Err(e) => explain(e),
-        }),
-    };
-    info!("stopping");
-    let stopped = async {
-        // Without clients there is nothing to finish, and a future that has ended is not polled again.
-        if failure.is_none() {
-            // Leaders go first, while clients are still served: they are redirected instead of cut off.
-            let ended = tokio::select! {
-                () = node.hand_over() => false,
-                _ = &mut clients => true,
-            };
-            drop(finish);
-            if !ended && let Err(e) = clients.as_mut().await {
-                warn!(error = %e, "the client ports did not close in order");
+    let (failure, mut ended) = loop {
+        let failure = tokio::select! {
+            () = stop.received() => None,
+            () = control.asked() => None,
+            why = node.failure() => Some(anyhow!("the log failed: {why}")),
+            ended = &mut clients => Some(match ended {
+                Ok(()) => anyhow!("the client ports closed"),
+                Err(e) => explain(e),
+            }),
+        };
+        info!("stopping");
+        if failure.is_some() {
+            // Without clients there is nothing to finish, and a future that has ended is not polled again.
+            break (failure, true);
+        }
+        // Leaders go first, while clients are still served: they are redirected instead of cut off.
+        tokio::select! {
+            () = node.hand_over() => break (None, false),
+            _ = &mut clients => break (None, true),
+            () = control.withdrawn(), if control.is_asked() => info!("not stopping after all: SHUTDOWN ABORT"),
+            () = stop.received() => {
+                warn!("stopped at once");
+                return Ok(());
             }
+        }
+    };
+    control.commit();
+    let stopped = async {
+        drop(finish);
+        if !std::mem::replace(&mut ended, true)
+            && let Err(e) = clients.as_mut().await
+        {
+            warn!(error = %e, "the client ports did not close in order");
         }
         node.shutdown().await;
     };
@@ -130,6 +144,11 @@ fn serve_config(config: &Config) -> ServeConfig {
     ServeConfig {
         bind: config.bind,
         http: config.http(),
+        debug_command: match config.enable_debug_command {
+            config::DebugCommand::No => DebugCommand::No,
+            config::DebugCommand::Local => DebugCommand::Local,
+            config::DebugCommand::Yes => DebugCommand::Yes,
+        },
         requirepass: config.requirepass.clone(),
         max_clients: config.maxclients,
         idle_timeout: Duration::from_secs(config.timeout),
@@ -155,6 +174,7 @@ fn serve_config(config: &Config) -> ServeConfig {
             latency_tracking: config.latency_tracking,
             latency_percentiles: config.latency_tracking_info_percentiles.0.clone(),
         },
+        ..ServeConfig::default()
     }
 }
 

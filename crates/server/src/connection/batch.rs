@@ -94,10 +94,13 @@ pub(super) enum Work {
     Batch(Pin<Box<dyn Future<Output = Result<Box<RespSink>, Failure>> + Send>>),
     /// WAIT, perhaps for as long as it takes.
     Replicas {
-        count: Pin<Box<dyn Future<Output = usize> + Send>>,
+        count: Pin<Box<dyn Future<Output = Counted> + Send>>,
         wanted: usize,
+        on_disk: Option<bool>,
         endless: bool,
     },
+    /// SAVE.
+    Save(Pin<Box<dyn Future<Output = bool> + Send>>),
     /// A command that takes its time, and then is OK.
     Sleep {
         wake: Pin<Box<tokio::time::Sleep>>,
@@ -106,6 +109,39 @@ pub(super) enum Work {
     },
     /// Somebody ended it: this is its error.
     Ended(&'static str),
+}
+
+/// Who has everything that was written.
+pub(super) enum Counted {
+    /// WAIT: so many replicas.
+    Replicas(usize),
+    /// WAITAOF: the own disk, and those of so many replicas.
+    Disks { local: bool, replicas: usize },
+}
+
+impl Work {
+    /// WAIT, or WAITAOF when it is about disks.
+    pub(super) fn wait<E: Engine>(
+        engine: &E,
+        wanted: usize,
+        on_disk: Option<bool>,
+        patience: Option<Duration>,
+    ) -> Work {
+        let count: Pin<Box<dyn Future<Output = Counted> + Send>> = match on_disk {
+            None => {
+                let count = engine.wait_replicas(wanted, patience);
+                Box::pin(async move { Counted::Replicas(count.await) })
+            }
+            Some(local) => {
+                let count = engine.wait_on_disk(local, wanted, patience);
+                Box::pin(async move {
+                    let (local, replicas) = count.await;
+                    Counted::Disks { local, replicas }
+                })
+            }
+        };
+        Work::Replicas { count, wanted, on_disk, endless: patience.is_none() }
+    }
 }
 
 impl<E: Engine> Connection<E> {
@@ -211,7 +247,23 @@ impl<E: Engine> Connection<E> {
                 Work::Batch(batch) => batch.as_mut().poll(cx),
                 Work::Replicas { count, .. } => count.as_mut().poll(cx).map(|count| {
                     let mut out = Box::new(RespSink::new(running.terms.protocol));
-                    out.int(i64::try_from(count).unwrap_or(i64::MAX));
+                    match count {
+                        Counted::Replicas(count) => out.count(count),
+                        Counted::Disks { local, replicas } => {
+                            out.array(2);
+                            out.int(i64::from(local));
+                            out.count(replicas);
+                        }
+                    }
+                    Ok(out)
+                }),
+                Work::Save(save) => save.as_mut().poll(cx).map(|saved| {
+                    let mut out = Box::new(RespSink::new(running.terms.protocol));
+                    if saved {
+                        out.ok();
+                    } else {
+                        out.error("ERR the snapshot could not be written, the log says why");
+                    }
                     Ok(out)
                 }),
                 Work::Sleep { wake, slow } => wake.as_mut().poll(cx).map(|()| {
@@ -250,13 +302,12 @@ impl<E: Engine> Connection<E> {
             _ => None,
         });
         let Some(running) = waiting else { return };
-        let wanted = if let Work::Replicas { wanted, .. } = running.work { wanted } else { 0 };
+        let (wanted, on_disk) = match running.work {
+            Work::Replicas { wanted, on_disk, .. } => (wanted, on_disk),
+            _ => (0, None),
+        };
         running.work = match (how, &self.engine) {
-            (Unblock::Timeout, Some(engine)) => Work::Replicas {
-                count: Box::pin(engine.wait_replicas(wanted, Some(Duration::ZERO))),
-                wanted,
-                endless: false,
-            },
+            (Unblock::Timeout, Some(engine)) => Work::wait(&**engine, wanted, on_disk, Some(Duration::ZERO)),
             _ => Work::Ended("UNBLOCKED client unblocked via CLIENT UNBLOCK"),
         };
     }

@@ -155,6 +155,17 @@ impl RespSink {
         }
     }
 
+    /// The version of RESP.
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// One reply, encoded already.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.part();
+        self.bytes.extend_from_slice(bytes);
+    }
+
     /// A bulk string of which each line is an array element: Redis's HELP.
     pub(crate) fn help(&mut self, lines: &[&str]) {
         self.array(lines.len());

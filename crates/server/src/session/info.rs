@@ -3,6 +3,7 @@
 //! One port is one node, so clients, stats, keyspace, commandstats and the data's memory are the port's.
 //! Process id, resident memory and CPU time are the whole process's: the ports of one server share them.
 
+use super::memory::{Memory, ratio};
 use super::server::others;
 use crate::port::{KeyspaceFacts, Place, REDIS_VERSION, Standing, wall_time};
 use crate::process;
@@ -12,6 +13,7 @@ use kvorum_cluster::{Durability, Mode};
 use kvorum_keyspace::{Args, Sink};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Writes a section.
 type Section = fn(&Facts<'_>) -> String;
@@ -75,6 +77,7 @@ fn server(facts: &Facts<'_>) -> String {
     let port = facts.place.port;
     let uptime = port.started.elapsed().as_secs();
     let executable = std::env::current_exe().map(|path| path.display().to_string()).unwrap_or_default();
+    let file = port.settings.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
     let mode = match facts.place.mode() {
         Mode::Cluster => "cluster",
         Mode::Standalone => "standalone",
@@ -101,8 +104,9 @@ fn server(facts: &Facts<'_>) -> String {
             ("uptime_in_days", &(uptime / 86_400)),
             ("hz", &10),
             ("configured_hz", &10),
+            ("lru_clock", &(wall_time().as_secs() & 0xff_ffff)),
             ("executable", &executable),
-            ("config_file", &""),
+            ("config_file", &file),
             ("io_threads_active", &0),
         ],
     )
@@ -110,12 +114,15 @@ fn server(facts: &Facts<'_>) -> String {
 
 fn clients(facts: &Facts<'_>) -> String {
     let port = facts.place.port;
+    let (input, output) = port.clients.largest_buffers();
     section(
         "Clients",
         &[
             ("connected_clients", &port.clients.len()),
             ("cluster_connections", &0),
             ("maxclients", &port.settings.maxclients.load(Ordering::Relaxed)),
+            ("client_recent_max_input_buffer", &input),
+            ("client_recent_max_output_buffer", &output),
             ("blocked_clients", &port.clients.blocked()),
             ("tracking_clients", &0),
             ("clients_in_timeout_table", &0),
@@ -125,10 +132,11 @@ fn clients(facts: &Facts<'_>) -> String {
 
 fn memory(facts: &Facts<'_>) -> String {
     static PEAK: AtomicU64 = AtomicU64::new(0);
-    let used = facts.keyspace.used_bytes;
-    let (resident, _) = process::memory_bytes();
-    let peak = PEAK.fetch_max(resident, Ordering::Relaxed).max(resident);
+    let memory = Memory::of(facts.place);
+    let (used, resident) = (memory.used(), memory.resident);
+    let resident_peak = PEAK.fetch_max(resident, Ordering::Relaxed).max(resident);
     let total = process::total_memory_bytes();
+    let percent = |part, whole| format!("{:.2}%", 100.0 * ratio(part, whole));
     section(
         "Memory",
         &[
@@ -136,36 +144,80 @@ fn memory(facts: &Facts<'_>) -> String {
             ("used_memory_human", &human(used)),
             ("used_memory_rss", &resident),
             ("used_memory_rss_human", &human(resident)),
-            ("used_memory_rss_peak", &peak),
-            ("used_memory_dataset", &used),
+            ("used_memory_rss_peak", &resident_peak),
+            ("used_memory_peak", &memory.peak),
+            ("used_memory_peak_human", &human(memory.peak)),
+            ("used_memory_peak_perc", &percent(used, memory.peak)),
+            ("used_memory_overhead", &memory.clients),
+            ("used_memory_startup", &0),
+            ("used_memory_dataset", &memory.dataset),
+            ("used_memory_dataset_perc", &percent(memory.dataset, used)),
             ("total_system_memory", &total),
             ("total_system_memory_human", &human(total)),
+            ("used_memory_lua", &0),
+            ("used_memory_vm_eval", &0),
+            ("used_memory_lua_human", &human(0)),
+            ("used_memory_scripts_eval", &0),
+            ("number_of_cached_scripts", &0),
+            ("number_of_functions", &0),
+            ("number_of_libraries", &0),
+            ("used_memory_vm_functions", &0),
+            ("used_memory_vm_total", &0),
+            ("used_memory_vm_total_human", &human(0)),
+            ("used_memory_functions", &0),
+            ("used_memory_scripts", &0),
+            ("used_memory_scripts_human", &human(0)),
             ("maxmemory", &0),
-            ("maxmemory_human", &"0B"),
+            ("maxmemory_human", &human(0)),
             ("maxmemory_policy", &"noeviction"),
+            ("mem_fragmentation_ratio", &format_args!("{:.2}", ratio(resident, used))),
+            ("mem_fragmentation_bytes", &(resident.cast_signed() - used.cast_signed())),
+            ("mem_not_counted_for_evict", &0),
+            ("mem_replication_backlog", &0),
+            ("mem_total_replication_buffers", &0),
+            ("mem_clients_slaves", &0),
+            ("mem_clients_normal", &memory.clients),
+            ("mem_cluster_links", &0),
+            ("mem_aof_buffer", &0),
             ("mem_allocator", &"mimalloc"),
+            ("active_defrag_running", &0),
+            ("lazyfree_pending_objects", &0),
+            ("lazyfreed_objects", &0),
         ],
     )
 }
 
 fn persistence(facts: &Facts<'_>) -> String {
+    let port = facts.place.port;
     let durability = facts.place.replica.map(|replica| replica.view().topology.durability);
     let name = durability.map(|durability| durability.to_string()).unwrap_or_default();
     let synced = !matches!(durability, Some(Durability::None));
-    let status = if facts.standing.failed.is_some() { "err" } else { "ok" };
+    let status = |failed: bool| if failed { "err" } else { "ok" };
+    let snapshots = facts.place.replica.map(|replica| replica.snapshots()).unwrap_or_default();
+    let (last, running) = (port.saves.last(), port.saves.running());
+    let seconds = |time: Option<Duration>| time.map_or(-1, |time| time.as_secs().cast_signed());
     section(
         "Persistence",
         &[
             ("loading", &0),
             ("async_loading", &0),
-            ("rdb_changes_since_last_save", &facts.keyspace.sequence),
-            ("rdb_bgsave_in_progress", &0),
-            ("rdb_last_bgsave_status", &"ok"),
-            ("rdb_saves", &0),
+            ("rdb_changes_since_last_save", &facts.keyspace.sequence.saturating_sub(last.sequence)),
+            ("rdb_bgsave_in_progress", &u8::from(running.is_some())),
+            ("rdb_last_save_time", &last.at_s),
+            ("rdb_last_bgsave_status", &status(last.failed)),
+            ("rdb_last_bgsave_time_sec", &seconds(last.took)),
+            ("rdb_current_bgsave_time_sec", &seconds(running)),
+            ("rdb_saves", &snapshots.built),
             ("aof_enabled", &u8::from(synced)),
             ("aof_rewrite_in_progress", &0),
             ("aof_rewrite_scheduled", &0),
-            ("aof_last_write_status", &status),
+            ("aof_last_rewrite_time_sec", &seconds(last.took)),
+            ("aof_current_rewrite_time_sec", &-1),
+            ("aof_last_bgrewrite_status", &status(last.failed)),
+            ("aof_rewrites", &snapshots.built),
+            ("aof_last_write_status", &status(facts.standing.failed.is_some())),
+            ("aof_current_size", &snapshots.log_bytes),
+            ("aof_base_size", &snapshots.bytes),
             ("durability", &name),
         ],
     )
@@ -198,6 +250,8 @@ fn stats(facts: &Facts<'_>) -> String {
             ("expired_keys", &facts.counts.expired),
             ("evicted_keys", &0),
             ("evicted_clients", &0),
+            ("total_eviction_exceeded_time", &0),
+            ("current_eviction_exceeded_time", &0),
             ("keyspace_hits", &facts.counts.hits),
             ("keyspace_misses", &facts.counts.misses),
             ("pubsub_channels", &0),
@@ -233,11 +287,13 @@ fn replication(facts: &Facts<'_>) -> String {
         None => {
             field("role", &"master");
             field("connected_slaves", &0);
+            field("min_slaves_good_slaves", &0);
         }
         Some((view, me, shard)) if view.master(shard).id == me => {
             let followers = others(view, shard, view.master(shard));
             field("role", &"master");
             field("connected_slaves", &followers.len());
+            field("min_slaves_good_slaves", &followers.len());
             for (n, (other, host, port)) in followers.iter().enumerate() {
                 let matched = standing.matched.get(&other.id.0).copied().unwrap_or(0);
                 field(
@@ -270,6 +326,12 @@ fn replication(facts: &Facts<'_>) -> String {
     field("master_replid2", &none);
     field("master_repl_offset", &offset);
     field("second_repl_offset", &-1);
+    // The log is the backlog; what was purged from it goes as a snapshot.
+    let purged = facts.place.replica.and_then(|replica| replica.snapshots().purged).unwrap_or(0);
+    field("repl_backlog_active", &u8::from(facts.place.replica.is_some()));
+    field("repl_backlog_size", &standing.last.saturating_sub(purged));
+    field("repl_backlog_first_byte_offset", &(purged + 1));
+    field("repl_backlog_histlen", &standing.last.saturating_sub(purged));
     text
 }
 

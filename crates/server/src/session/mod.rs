@@ -10,8 +10,11 @@
 
 mod client;
 mod cluster;
+mod debug;
 mod info;
 mod latency;
+mod memory;
+mod persistence;
 mod server;
 mod slowlog;
 #[cfg(test)]
@@ -102,6 +105,13 @@ pub(crate) enum Next {
         replicas: usize,
         /// Do not wait longer; `None` for as long as it takes.
         patience: Option<Duration>,
+        /// WAITAOF: wait for disks, the own one included when this is `true`, and say of each kind how many have everything.
+        on_disk: Option<bool>,
+    },
+    /// With a snapshot of the data.
+    Save {
+        /// The reply was given already.
+        in_background: bool,
     },
     /// With `OK`, when this time is over. Whoever returns it closes the port's [`Gate`](crate::gate::Gate) first, if others
     /// are to stand still, too.
@@ -193,6 +203,9 @@ impl Session {
         if self.monitors && matches!(command.run, Run::Read(_) | Run::Write(_)) {
             return Action::Refuse { command: Some(command), error: MONITOR_ON_KEYSPACE };
         }
+        if top.name == "debug" && !port.settings.debug_command.allows(self.client.peer.ip()) {
+            return Action::Refuse { command: Some(command), error: debug::NOT_ALLOWED };
+        }
         match command.run {
             Run::Read(_) | Run::Write(_) => Action::Run(command),
             Run::Server => {
@@ -251,8 +264,19 @@ impl Session {
             "time" => server::time(out),
             "info" => info::info(args, place, out),
             "role" => server::role(place, out),
-            "wait" => return server::wait(args),
-            "shutdown" => return Err(server::NO_SHUTDOWN),
+            "wait" => return server::wait(args, place),
+            "waitaof" => return server::wait_on_disk(args, place),
+            "shutdown" => server::shutdown(args, place, out)?,
+            "failover" => server::failover(args, place)?,
+            "replicaof" | "slaveof" => server::replica_of(args, place, out)?,
+            "lolwut" => server::lolwut(out),
+            "lastsave" => persistence::last_save(place, out),
+            "save" => return persistence::save(place),
+            "bgsave" => return persistence::save_in_background(args, place, out),
+            "bgrewriteaof" => return persistence::rewrite_log(place, out),
+            name if name.starts_with("debug") => debug::debug(command, args, place, out)?,
+            name if name.starts_with("memory") => memory::memory(command, place, out),
+            name if name.starts_with("module") => server::module(command, out)?,
             name if name.starts_with("client") => return self.client_command(command, args, place, out),
             name if name.starts_with("command") => introspect::command(args, out)?,
             name if name.starts_with("config") => server::config(command, args, place, out)?,
@@ -439,7 +463,23 @@ impl Session {
 fn is_in_order(top: &Command) -> bool {
     matches!(
         top.name,
-        "info" | "config" | "cluster" | "role" | "wait" | "time" | "command" | "slowlog" | "latency"
+        "info"
+            | "config"
+            | "cluster"
+            | "role"
+            | "wait"
+            | "waitaof"
+            | "time"
+            | "command"
+            | "slowlog"
+            | "latency"
+            | "memory"
+            | "debug"
+            | "save"
+            | "bgsave"
+            | "bgrewriteaof"
+            | "lastsave"
+            | "shutdown"
     )
 }
 

@@ -1,18 +1,14 @@
-//! Commands about the server: TIME, ROLE, WAIT, CONFIG.
+//! Commands about the server and its part in the cluster: TIME, ROLE, WAIT, SHUTDOWN, CONFIG and their kind.
 
 use super::{Next, integer};
-use crate::port::{Place, wall_time};
+use crate::port::{Place, REDIS_VERSION, wall_time};
 use crate::resp::RespSink;
 use crate::settings;
 use crate::stats::KeyspaceCounts;
-use kvorum_cluster::{Replica as ReplicaSpec, Shard, View};
+use kvorum_cluster::{Mode, Replica as ReplicaSpec, ReplicaId, Shard, View};
 use kvorum_keyspace::{Args, Command, Error, Outcome, Sink};
 use std::time::Duration;
-
-/// A client does not end a server that is a part of a quorum.
-pub(super) const NO_SHUTDOWN: Error = Error::new(
-    "ERR SHUTDOWN is not supported: stop the server process instead (SIGTERM hands leaderships over)",
-);
+use tracing::info;
 
 const CONFIG_HELP: &[&str] = &[
     "CONFIG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
@@ -22,6 +18,8 @@ const CONFIG_HELP: &[&str] = &[
     "    Set the configuration <directive> to <value>.",
     "RESETSTAT",
     "    Reset statistics reported by the INFO command.",
+    "REWRITE",
+    "    Rewrite the configuration file.",
     "HELP",
     "    Prints this help.",
 ];
@@ -87,15 +85,183 @@ pub(super) fn others<'a>(
 }
 
 /// WAIT numreplicas timeout-ms: waiting itself is the connection's part.
-pub(super) fn wait(args: Args<'_>) -> Result<Next, Error> {
+pub(super) fn wait(args: Args<'_>, place: Place<'_>) -> Result<Next, Error> {
+    if !place.is_master() {
+        return Err(Error::new(
+            "ERR WAIT cannot be used with replica instances. Please also note that since Redis 4.0 if a replica is configured \
+             to be writable (which is not the default) writes to replicas are just local and are not propagated.",
+        ));
+    }
     let replicas = integer(args[1])?;
-    let timeout =
-        integer(args[2]).map_err(|_| Error::new("ERR timeout is not an integer or out of range"))?;
+    let replicas = usize::try_from(replicas).unwrap_or(0);
+    Ok(Next::Wait { replicas, patience: patience(args[2])?, on_disk: None })
+}
+
+/// WAITAOF numlocal numreplicas timeout-ms
+pub(super) fn wait_on_disk(args: Args<'_>, place: Place<'_>) -> Result<Next, Error> {
+    let local = match integer(args[1])? {
+        local @ (0 | 1) => local == 1,
+        _ => return Err(Error::new("ERR value is out of range, value must between 0 and 1")),
+    };
+    let replicas = integer(args[2]).ok().and_then(|replicas| usize::try_from(replicas).ok());
+    let replicas = replicas.ok_or(Error::new("ERR value is out of range, must be positive"))?;
+    let patience = patience(args[3])?;
+    if !place.is_master() {
+        return Err(Error::new(
+            "ERR WAITAOF cannot be used with replica instances. Please also note that writes to replicas are just local and \
+             are not propagated.",
+        ));
+    }
+    Ok(Next::Wait { replicas, patience, on_disk: Some(local) })
+}
+
+/// A time to wait in milliseconds; 0 for as long as it takes.
+fn patience(text: &[u8]) -> Result<Option<Duration>, Error> {
+    let timeout = integer(text).map_err(|_| Error::new("ERR timeout is not an integer or out of range"))?;
     let timeout = u64::try_from(timeout).map_err(|_| Error::new("ERR timeout is negative"))?;
-    Ok(Next::Wait {
-        replicas: usize::try_from(replicas).unwrap_or(0),
-        patience: (timeout > 0).then(|| Duration::from_millis(timeout)),
-    })
+    Ok((timeout > 0).then(|| Duration::from_millis(timeout)))
+}
+
+/// SHUTDOWN [NOSAVE | SAVE] [NOW] [FORCE] [ABORT]: the whole process, in order, as SIGTERM does it. Everything acknowledged is in
+/// the log, so the options about saving and waiting change nothing.
+pub(super) fn shutdown(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+    let (mut save, mut nosave, mut abort) = (false, false, false);
+    for option in &args[1..] {
+        match option.to_ascii_lowercase().as_slice() {
+            b"save" => save = true,
+            b"nosave" => nosave = true,
+            b"abort" => abort = true,
+            b"now" | b"force" => {}
+            _ => return Err(Error::SYNTAX),
+        }
+    }
+    if save && nosave || abort && args.len() > 2 {
+        return Err(Error::SYNTAX);
+    }
+    if !abort {
+        // No reply: the connection ends with the port.
+        info!("a client asked for the shutdown");
+        place.port.control.ask();
+        return Ok(());
+    }
+    if !place.port.control.withdraw() {
+        return Err(Error::new("ERR No shutdown in progress."));
+    }
+    out.ok();
+    Ok(())
+}
+
+/// FAILOVER [TO host port [FORCE]] [ABORT] [TIMEOUT ms]: Redis's refusals.
+pub(super) fn failover(args: Args<'_>, place: Place<'_>) -> Outcome {
+    if place.mode() == Mode::Cluster {
+        return Err(Error::new(
+            "ERR FAILOVER not allowed in cluster mode. Use CLUSTER FAILOVER command instead.",
+        ));
+    }
+    let mut options = &args[1..];
+    let (mut abort, mut others) = (false, false);
+    while let [option, rest @ ..] = options {
+        options = match (option.to_ascii_lowercase().as_slice(), rest) {
+            (b"abort", rest) => {
+                abort = true;
+                rest
+            }
+            (b"force", rest) => {
+                others = true;
+                rest
+            }
+            (b"timeout", [timeout, rest @ ..]) => {
+                others = true;
+                if integer(timeout)? <= 0 {
+                    return Err(Error::new("ERR FAILOVER timeout must be greater than 0"));
+                }
+                rest
+            }
+            (b"to", [_, port, rest @ ..]) => {
+                others = true;
+                integer(port)?;
+                rest
+            }
+            _ => return Err(Error::SYNTAX),
+        };
+    }
+    if abort && others {
+        return Err(Error::SYNTAX);
+    }
+    if abort {
+        return Err(Error::new("ERR No failover in progress."));
+    }
+    if !place.is_master() {
+        return Err(Error::new("ERR FAILOVER is not valid when server is a replica."));
+    }
+    let alone = place.replica.is_none_or(|replica| {
+        let (view, me) = (replica.view(), replica.id());
+        view.topology.replica(me).is_none_or(|(shard, _)| others_of(&view, shard, me))
+    });
+    if alone {
+        return Err(Error::new("ERR FAILOVER requires connected replicas."));
+    }
+    Err(Error::new("ERR FAILOVER is not supported: the server that leads hands over when it is stopped"))
+}
+
+/// Whether a shard has no other replica that is up.
+fn others_of(view: &View, shard: &Shard, me: ReplicaId) -> bool {
+    !shard.replicas.iter().any(|other| other.id != me && view.is_up(other))
+}
+
+/// REPLICAOF host port | NO ONE: who replicates whom is Raft's business.
+pub(super) fn replica_of(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+    if place.mode() == Mode::Cluster {
+        return Err(Error::new("ERR REPLICAOF not allowed in cluster mode."));
+    }
+    if args[1].eq_ignore_ascii_case(b"no") && args[2].eq_ignore_ascii_case(b"one") {
+        if !place.is_master() {
+            return Err(Error::new("ERR REPLICAOF NO ONE is not supported: replicas elect who leads"));
+        }
+        // So it is already.
+        out.ok();
+        return Ok(());
+    }
+    let port = integer(args[2]).ok().and_then(|port| u16::try_from(port).ok());
+    if port.is_none() {
+        return Err(Error::new("ERR Invalid master port"));
+    }
+    Err(Error::new("ERR REPLICAOF is not supported: `kvorum cluster create` says which servers replicate"))
+}
+
+/// LOLWUT: Redis 7 has no new one of its own.
+pub(super) fn lolwut(out: &mut RespSink) {
+    out.verbatim("txt", format!("Redis ver. {REDIS_VERSION}\n").as_bytes());
+}
+
+const MODULE_HELP: &[&str] = &[
+    "MODULE <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "LIST",
+    "    Return a list of loaded modules.",
+    "LOAD <path> [<arg> ...]",
+    "    Load a module library from <path>, passing to it any optional arguments.",
+    "LOADEX <path> [[CONFIG NAME VALUE] [CONFIG NAME VALUE]] [ARGS ...]",
+    "    Load a module library from <path>, while passing it module configurations and optional arguments.",
+    "UNLOAD <name>",
+    "    Unload a module.",
+    "HELP",
+    "    Prints this help.",
+];
+
+/// MODULE: there are none.
+pub(super) fn module(command: &Command, out: &mut RespSink) -> Outcome {
+    match command.subname() {
+        "list" => out.array(0),
+        "help" => out.help(MODULE_HELP),
+        _ => {
+            return Err(Error::new(
+                "ERR MODULE command not allowed. If the enable-module-command option is set to \"local\", you can run it from \
+                 a local connection, otherwise you need to set this option in the configuration file, and then restart the \
+                 server.",
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn config(command: &Command, args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
@@ -112,9 +278,8 @@ pub(super) fn config(command: &Command, args: Args<'_>, place: Place<'_>, out: &
             out.ok();
         }
         "rewrite" => {
-            return Err(Error::new(
-                "ERR CONFIG REWRITE is not supported: change the server's configuration file instead",
-            ));
+            settings::rewrite(place)?;
+            out.ok();
         }
         "help" => out.help(CONFIG_HELP),
         _ => return Err(Error::SYNTAX),

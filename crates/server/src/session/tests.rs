@@ -66,7 +66,15 @@ impl Conversation {
                 Next::Continue => {}
                 Next::Close => replies += "<close>",
                 Next::Sleep { duration } => replies += &format!("<sleep {}>\r\n", duration.as_millis()),
-                Next::Wait { replicas, patience } => {
+                Next::Save { in_background } => {
+                    replies += if in_background { "<save later>\r\n" } else { "<save>\r\n" };
+                    self.port.saves.end(true, 0);
+                }
+                Next::Wait { replicas, patience, on_disk: Some(local) } => {
+                    let patience = patience.map(|patience| patience.as_millis());
+                    replies += &format!("<wait for disks {local} {replicas} {patience:?}>\r\n");
+                }
+                Next::Wait { replicas, patience, on_disk: None } => {
                     replies +=
                         &format!("<wait {replicas} {:?}>\r\n", patience.map(|patience| patience.as_millis()));
                 }
@@ -489,7 +497,6 @@ fn settings_are_found_by_pattern_and_changed_all_or_none() {
     // What is so already can be wished for: tools do.
     client.expect("CONFIG SET save '' appendonly yes", "+OK\r\n");
     client.expect("CONFIG GET appendfsync", "*2\r\n$11\r\nappendfsync\r\n$6\r\nalways\r\n");
-    assert!(client.say("CONFIG REWRITE").starts_with("-ERR CONFIG REWRITE is not supported"));
     client.expect("CONFIG RESETSTAT", "+OK\r\n");
 }
 
@@ -640,4 +647,271 @@ fn slow_log_and_latency_monitor_without_anything_to_tell() {
     );
     assert!(doctor.contains("'CONFIG SET slowlog-log-slower-than 5000'"), "{doctor}");
     client.expect("LATENCY RESET foo COMMAND\nLATENCY LATEST", ":1\r\n*0\r\n");
+}
+
+#[test]
+fn saves_are_snapshots_one_at_a_time() {
+    let mut client = Conversation::cluster();
+    client.expect("SAVE\nBGSAVE\nBGREWRITEAOF", "<save>\r\n+Background saving started\r\n<save later>\r\n+Background append only file rewriting started\r\n<save later>\r\n");
+    assert!(client.port.saves.begin());
+    let running = "ERR Background save already in progress";
+    client.expect_errors(&[
+        ("SAVE", running),
+        ("BGSAVE", running),
+        ("BGREWRITEAOF", "ERR Background append only file rewriting already in progress"),
+        ("BGSAVE now", "ERR syntax error"),
+        ("BGSAVE SCHEDULE x", "ERR syntax error"),
+    ]);
+    client.expect("BGSAVE SCHEDULE", "+Background saving scheduled\r\n");
+    assert!(client.say("INFO persistence").contains("\r\nrdb_bgsave_in_progress:1\r\n"));
+    client.port.saves.end(false, 0);
+    let info = client.say("INFO persistence");
+    assert!(
+        info.contains("\r\nrdb_bgsave_in_progress:0\r\n")
+            && info.contains("\r\nrdb_last_bgsave_status:err\r\n"),
+        "{info}"
+    );
+    let before = crate::port::wall_time().as_secs() - 60;
+    let last: u64 = client.say("LASTSAVE").trim_matches(|c| ":\r\n".contains(c)).parse().unwrap();
+    assert!(last > before);
+}
+
+#[test]
+fn a_client_asks_for_the_shutdown_and_thinks_better_of_it() {
+    let mut client = Conversation::cluster();
+    client.expect_errors(&[
+        ("SHUTDOWN SAVE NOSAVE", "ERR syntax error"),
+        ("SHUTDOWN foo", "ERR syntax error"),
+        ("SHUTDOWN ABORT NOW", "ERR syntax error"),
+        ("SHUTDOWN ABORT", "ERR No shutdown in progress."),
+    ]);
+    assert!(!client.port.control.is_asked());
+    client.expect("SHUTDOWN NOSAVE NOW FORCE", "");
+    assert!(client.port.control.is_asked());
+    client.expect("SHUTDOWN ABORT", "+OK\r\n");
+    assert!(!client.port.control.is_asked());
+    client.expect("SHUTDOWN", "");
+    client.port.control.commit();
+    client.expect_errors(&[("SHUTDOWN ABORT", "ERR No shutdown in progress.")]);
+}
+
+#[test]
+fn waiting_for_replicas_and_for_disks() {
+    let mut client = Conversation::cluster();
+    client.expect("WAIT 1 500\nWAIT -1 0", "<wait 1 Some(500)>\r\n<wait 0 None>\r\n");
+    client.expect(
+        "WAITAOF 1 2 500\nWAITAOF 0 0 0",
+        "<wait for disks true 2 Some(500)>\r\n<wait for disks false 0 None>\r\n",
+    );
+    client.expect_errors(&[
+        ("WAIT a 0", "ERR value is not an integer or out of range"),
+        ("WAIT 0 a", "ERR timeout is not an integer or out of range"),
+        ("WAIT 0 -1", "ERR timeout is negative"),
+        ("WAITAOF a 0 0", "ERR value is not an integer or out of range"),
+        ("WAITAOF 2 0 0", "ERR value is out of range, value must between 0 and 1"),
+        ("WAITAOF 0 -1 0", "ERR value is out of range, must be positive"),
+        ("WAITAOF 0 0 -1", "ERR timeout is negative"),
+    ]);
+    client.replica.as_ref().unwrap().elect(0, 2, 3);
+    assert!(client.say("WAIT 0 0").starts_with("-ERR WAIT cannot be used with replica instances."));
+    assert!(client.say("WAITAOF 0 0 0").starts_with("-ERR WAITAOF cannot be used with replica instances."));
+}
+
+#[test]
+fn replication_is_not_for_clients_to_decide() {
+    let cluster = "ERR FAILOVER not allowed in cluster mode. Use CLUSTER FAILOVER command instead.";
+    Conversation::cluster().expect_errors(&[
+        ("REPLICAOF a b", "ERR REPLICAOF not allowed in cluster mode."),
+        ("SLAVEOF NO ONE", "ERR REPLICAOF not allowed in cluster mode."),
+        ("FAILOVER foo", cluster),
+    ]);
+    let mut client = Conversation::standalone();
+    client.expect("REPLICAOF no ONE", "+OK\r\n");
+    client.expect_errors(&[
+        ("REPLICAOF a b", "ERR Invalid master port"),
+        ("FAILOVER foo", "ERR syntax error"),
+        ("FAILOVER TO", "ERR syntax error"),
+        ("FAILOVER TIMEOUT -1", "ERR FAILOVER timeout must be greater than 0"),
+        ("FAILOVER TIMEOUT a", "ERR value is not an integer or out of range"),
+        ("FAILOVER TO a b", "ERR value is not an integer or out of range"),
+        ("FAILOVER ABORT TO a 1", "ERR syntax error"),
+        ("FAILOVER ABORT", "ERR No failover in progress."),
+    ]);
+    client.replica.as_ref().unwrap().elect(0, 2, 3);
+    client.expect_errors(&[("FAILOVER", "ERR FAILOVER is not valid when server is a replica.")]);
+}
+
+#[test]
+fn debug_is_for_clients_of_this_machine() {
+    let mut client = Conversation::standalone();
+    client
+        .expect("DEBUG SLEEP 0.25\nDEBUG LOG hi\nDEBUG SET-ACTIVE-EXPIRE 0", "<sleep 250>\r\n+OK\r\n+OK\r\n");
+    client.expect(
+        "DEBUG PROTOCOL map\nDEBUG PROTOCOL true",
+        "*6\r\n:0\r\n:0\r\n:1\r\n:1\r\n:2\r\n:0\r\n:1\r\n",
+    );
+    client.expect_errors(&[
+        ("DEBUG ERROR 'MYERR a b'", "MYERR a b"),
+        ("DEBUG PROTOCOL push", "ERR RESP2 is not supported by this command"),
+        ("DEBUG nosuch", "ERR unknown subcommand or wrong number of arguments for 'nosuch'. Try DEBUG HELP."),
+    ]);
+    let away =
+        client.port.clients.enter("192.0.2.1:50000".parse().unwrap(), "127.0.0.1:7000".parse().unwrap(), -1);
+    client.session = Session::new(away, &client.port);
+    assert!(client.say("DEBUG SLEEP 0").starts_with("-ERR DEBUG command not allowed."));
+    client.expect("CONFIG GET enable-debug-command", "*2\r\n$20\r\nenable-debug-command\r\n$5\r\nlocal\r\n");
+}
+
+#[test]
+fn memory_modules_and_other_small_things() {
+    let mut client = Conversation::cluster();
+    client.expect("MODULE LIST\nMEMORY PURGE", "*0\r\n+OK\r\n");
+    client.expect("LOLWUT VERSION 7", "$18\r\nRedis ver. 7.0.15\n\r\n");
+    assert!(client.say("MEMORY DOCTOR").contains("Hi Sam, this instance is empty"));
+    assert!(client.say("MODULE LOAD x").starts_with("-ERR MODULE command not allowed."));
+    let stats = client.say("HELLO 3\nMEMORY STATS");
+    for field in ["peak.allocated", "keys.count", "dataset.bytes", "fragmentation"] {
+        assert!(stats.contains(&format!("\r\n{field}\r\n")), "{field} in {stats}");
+    }
+    client.expect_errors(&[("CONFIG REWRITE", "ERR The server is running without a config file")]);
+}
+
+/// Fields of a real Redis 7.0's INFO that are not here, each for a reason.
+const NOT_HERE: &[(&str, &[&str])] = &[
+    (
+        "there is no fork and no child",
+        &[
+            "current_cow_peak",
+            "current_cow_size",
+            "current_cow_size_age",
+            "current_fork_perc",
+            "current_save_keys_processed",
+            "current_save_keys_total",
+            "rdb_last_cow_size",
+            "aof_last_cow_size",
+            "latest_fork_usec",
+            "total_forks",
+            "module_fork_in_progress",
+            "module_fork_last_cow_size",
+        ],
+    ),
+    (
+        "snapshots are loaded before the port opens",
+        &["rdb_last_load_keys_expired", "rdb_last_load_keys_loaded"],
+    ),
+    ("it is not written in C", &["atomicvar_api", "gcc_version"]),
+    (
+        "the allocator does not say",
+        &[
+            "allocator_allocated",
+            "allocator_active",
+            "allocator_resident",
+            "allocator_frag_ratio",
+            "allocator_frag_bytes",
+            "allocator_rss_ratio",
+            "allocator_rss_bytes",
+            "rss_overhead_ratio",
+            "rss_overhead_bytes",
+        ],
+    ),
+    (
+        "nothing is moved in memory",
+        &[
+            "active_defrag_hits",
+            "active_defrag_misses",
+            "active_defrag_key_hits",
+            "active_defrag_key_misses",
+            "total_active_defrag_time",
+            "current_active_defrag_time",
+        ],
+    ),
+    (
+        "expiry is a tick of the log",
+        &["expired_stale_perc", "expired_time_cap_reached_count", "expire_cycle_cpu_milliseconds"],
+    ),
+    (
+        "replication is Raft's",
+        &[
+            "total_net_repl_input_bytes",
+            "total_net_repl_output_bytes",
+            "instantaneous_input_repl_kbps",
+            "instantaneous_output_repl_kbps",
+            "sync_full",
+            "sync_partial_ok",
+            "sync_partial_err",
+            "slave_expires_tracked_keys",
+            "aof_rewrites_consecutive_failures",
+        ],
+    ),
+    (
+        "client buffers are not Redis's",
+        &[
+            "reply_buffer_shrinks",
+            "reply_buffer_expands",
+            "io_threaded_reads_processed",
+            "io_threaded_writes_processed",
+            "dump_payload_sanitizations",
+            "unexpected_error_replies",
+            "migrate_cached_sockets",
+        ],
+    ),
+];
+
+/// The fields of INFO everything of a Redis 7.0.15 master, by section.
+const REDIS_INFO: &str = include_str!("info_fields.txt");
+
+#[test]
+fn info_has_the_fields_of_redis() {
+    let mut client = Conversation::standalone();
+    let info = client.say("INFO everything");
+    let mut missing = Vec::new();
+    for line in REDIS_INFO.lines().filter(|line| !line.is_empty()) {
+        let (section, fields) = line.split_once(':').unwrap();
+        let text =
+            info.split(&format!("# {section}\r\n")).nth(1).unwrap_or_else(|| panic!("section {section}"));
+        let text = text.split("\r\n\r\n").next().unwrap();
+        for field in fields.split_whitespace() {
+            let here = text.lines().any(|line| line.starts_with(&format!("{field}:")));
+            let known = NOT_HERE.iter().any(|(_, fields)| fields.contains(&field));
+            if here == known {
+                missing.push(format!(
+                    "{section}.{field} is {}",
+                    if here { "here after all" } else { "missing" }
+                ));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn sections_of_info_are_chosen_as_in_redis() {
+    let mut client = Conversation::standalone();
+    let titles = |text: String| {
+        text.lines().filter_map(|line| line.strip_prefix("# ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let default = titles(client.say("INFO"));
+    assert_eq!(
+        default,
+        [
+            "Server",
+            "Clients",
+            "Memory",
+            "Persistence",
+            "Stats",
+            "Replication",
+            "CPU",
+            "Modules",
+            "Errorstats",
+            "Cluster",
+            "Keyspace",
+            "Raft"
+        ]
+    );
+    assert_eq!(titles(client.say("INFO default")), default);
+    let all = titles(client.say("INFO all"));
+    assert_eq!(all.len(), default.len() + 2, "commandstats and latencystats: {all:?}");
+    assert_eq!(titles(client.say("INFO everything")), all);
+    assert_eq!(titles(client.say("INFO keyspace CPU nosuch cpu")), ["CPU", "Keyspace"]);
+    client.expect("INFO nosuch", "$0\r\n\r\n");
 }
