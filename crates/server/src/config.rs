@@ -75,7 +75,7 @@ settings! {
     base_port: u16 = 7100,
     /// Port for HTTP: /healthz, /readyz and /metrics; 0 for none [default: base-port + 99]
     http_port: HttpPort = HttpPort::default(),
-    /// Address to listen on for HTTP, where that is not bind
+    /// Address to listen on for HTTP [default: bind]
     http_bind: HttpBind = HttpBind::default(),
     /// Directory of the data; in the file relative to the file's folder, which is also the default
     dir: PathBuf = PathBuf::new(),
@@ -158,9 +158,18 @@ settings! {
 }
 
 /// Port for HTTP, if it is not the usual one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct HttpPort(pub(crate) Option<u16>);
+
+impl fmt::Debug for HttpPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(port) => write!(f, "{port}"),
+            None => write!(f, "base-port + {HTTP_PORT_OFFSET}"),
+        }
+    }
+}
 
 impl FromStr for HttpPort {
     type Err = std::num::ParseIntError;
@@ -170,9 +179,18 @@ impl FromStr for HttpPort {
 }
 
 /// Address for HTTP, if it is not that of all ports.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct HttpBind(pub(crate) Option<IpAddr>);
+
+impl fmt::Debug for HttpBind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => write!(f, "{address}"),
+            None => f.write_str("bind"),
+        }
+    }
+}
 
 impl FromStr for HttpBind {
     type Err = std::net::AddrParseError;
@@ -182,9 +200,16 @@ impl FromStr for HttpBind {
 }
 
 /// Percentiles, each between 0 and 100, with blanks between them.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Percentiles(pub(crate) Vec<f64>);
+
+impl fmt::Debug for Percentiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = self.0.iter().map(f64::to_string).collect();
+        f.write_str(&words.join(" "))
+    }
+}
 
 impl FromStr for Percentiles {
     type Err = String;
@@ -532,6 +557,15 @@ mod tests {
         assert_eq!(config.read_mode, ReadMode::Lease);
         let timing = (config.heartbeat_ms, config.election_timeout_min_ms, config.election_timeout_max_ms);
         assert_eq!(timing, (100, 300, 600));
+    }
+
+    #[test]
+    fn http_has_a_port_and_an_address_of_its_own_or_none() {
+        let http = |text: &str| in_file(text).map(|config| config.http().map(|address| address.to_string()));
+        assert_eq!(http("base-port = 7000"), Ok(Some("127.0.0.1:7099".to_owned())));
+        assert_eq!(http("http-port = 9000\nhttp-bind = \"::1\""), Ok(Some("[::1]:9000".to_owned())));
+        assert_eq!(http("http-port = 0"), Ok(None));
+        assert!(http("http-port = 7198").is_err_and(|error| error.to_string().contains("http-port")));
     }
 
     #[test]
