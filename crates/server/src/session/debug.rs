@@ -33,12 +33,14 @@ pub(super) fn debug(command: &Command, args: Args<'_>, place: Place<'_>, out: &m
 
 /// DEBUG PROTOCOL: a reply of each type, for clients that learn to read them.
 fn protocol(kind: &[u8], out: &mut RespSink) -> Outcome {
+    #[expect(clippy::approx_constant, reason = "what Redis answers")]
+    const DOUBLE: f64 = 3.141;
     const BIG_NUMBER: &str = "1234567999999999999999999999999999999";
     let resp3 = out.protocol() == Protocol::Resp3;
     match kind.to_ascii_lowercase().as_slice() {
         b"string" => out.bulk(b"Hello World"),
         b"integer" => out.int(12345),
-        b"double" => out.double(3.141),
+        b"double" => out.double(DOUBLE),
         b"bignum" if resp3 => out.raw(format!("({BIG_NUMBER}\r\n").as_bytes()),
         b"bignum" => out.bulk(BIG_NUMBER.as_bytes()),
         b"null" => out.null(),
