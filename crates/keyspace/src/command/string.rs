@@ -4,7 +4,10 @@ use super::{
     Argument, BASE_LEVEL, Command, FAMILIES_LEVEL, Flags, Keys, Run, compare::Comparison, expiry::Expiry,
     number,
 };
-use crate::{Args, Error, Outcome, Reader, Record, Sink, Writer, value::LongDouble, value::ValueRef};
+use crate::{
+    Args, Error, Outcome, Reader, Record, Sink, Writer,
+    value::{LongDouble, MAX_STRING_BYTES, ValueRef},
+};
 
 pub(super) static COMMANDS: &[Command] = &[
     GET,
@@ -413,8 +416,6 @@ fn append(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcom
     Ok(())
 }
 
-/// Redis's default `proto-max-bulk-len`. What a command does may not depend on a setting of one server.
-pub(super) const MAX_STRING_BYTES: usize = 512 << 20;
 pub(super) const STRING_TOO_LONG: Error =
     Error::new("ERR string exceeds maximum allowed size (proto-max-bulk-len)");
 

@@ -1,12 +1,12 @@
 //! Parts of strings: SETRANGE, GETRANGE, SUBSTR, and what two strings have in common, LCS.
 
-use super::{
-    Argument, Command, FAMILIES_LEVEL, Flags, Keys, Run, number,
-    string::{MAX_STRING_BYTES, STRING_TOO_LONG},
-};
+use super::{Argument, Command, FAMILIES_LEVEL, Flags, Keys, Run, number, string::STRING_TOO_LONG};
 use crate::{
     Args, Error, Outcome, Reader, Sink, Writer,
-    value::lcs::{Lcs, Match},
+    value::{
+        MAX_STRING_BYTES,
+        lcs::{Lcs, Match},
+    },
 };
 
 pub(super) static COMMANDS: &[Command] = &[SETRANGE, GETRANGE, SUBSTR, LCS];

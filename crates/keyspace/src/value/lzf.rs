@@ -120,7 +120,8 @@ pub(super) fn decompress(input: &[u8], len: u64) -> Option<Vec<u8>> {
     if len > input.len().checked_mul(MAX_LENGTH)? {
         return None;
     }
-    let mut out = Vec::with_capacity(len);
+    // What is promised may not come: room is made as it does.
+    let mut out = Vec::with_capacity(len.min(input.len().saturating_mul(4)));
     let mut rest = input;
     while let Some((&first, more)) = rest.split_first() {
         rest = more;

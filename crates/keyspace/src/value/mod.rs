@@ -73,6 +73,9 @@ impl<'a> NewValue<'a> {
     }
 }
 
+/// Longest string: Redis's default `proto-max-bulk-len`. What a command does may not depend on a setting of one server.
+pub(crate) const MAX_STRING_BYTES: usize = 512 << 20;
+
 /// Longest string that is packed with its key.
 pub(crate) const MAX_PACKED: usize = u8::MAX as usize;
 

@@ -4,7 +4,7 @@
 //! little-endian). Contract: dumps equal those of Redis 7.0; any bytes give a value or an error, and take memory in
 //! proportion to what they can give.
 
-use super::{ValueRef, integer, lzf};
+use super::{MAX_STRING_BYTES, ValueRef, integer, lzf};
 
 /// The version of Redis 7.0. Newer ones are refused, as there.
 const VERSION: u16 = 10;
@@ -119,8 +119,13 @@ fn read(bytes: &[u8]) -> Option<Vec<u8>> {
             let compressed = read_len(&mut rest)?.number();
             let len = read_len(&mut rest)?.number();
             let compressed = take(&mut rest, compressed)?;
-            // Redis takes any failure for a result of no bytes: then nothing was promised, and nothing came.
-            if len == 0 { Some(Vec::new()) } else { lzf::decompress(compressed, len) }
+            match len {
+                // Redis takes any failure for a result of no bytes: then nothing was promised, and nothing came.
+                0 => Some(Vec::new()),
+                // A few megabytes could become a string that no other command could have made.
+                _ if len > MAX_STRING_BYTES as u64 => None,
+                _ => lzf::decompress(compressed, len),
+            }
         }
         Len::Encoded(_) => None,
     }
@@ -243,6 +248,23 @@ mod tests {
         }
         assert_eq!(restore(&signed(b"\0\x80\0\0\0\x02ab")).unwrap(), b"ab");
         assert_eq!(restore(&signed(b"\0\x81\0\0\0\0\0\0\0\x02ab")).unwrap(), b"ab");
+    }
+
+    /// `a`, and again and again 264 more of them: 88 bytes for each byte.
+    fn bomb(references: usize) -> Vec<u8> {
+        let mut compressed = vec![0, b'a'];
+        (0..references).for_each(|_| compressed.extend([0xe0, 0xff, 0]));
+        let mut body = vec![STRING, ENCODED | LZF as u8];
+        write_len(compressed.len(), &mut body);
+        write_len(1 + 264 * references, &mut body);
+        body.extend(compressed);
+        signed(&body)
+    }
+
+    #[test]
+    fn no_string_is_longer_than_others_may_be() {
+        assert_eq!(restore(&bomb(1000)).unwrap(), vec![b'a'; 264_001]);
+        assert_eq!(restore(&bomb(MAX_STRING_BYTES / 264 + 1)), Err(DumpError::Value));
     }
 
     #[test]
