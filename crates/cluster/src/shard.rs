@@ -148,6 +148,19 @@ impl ShardMachine {
         args: Args<'_>,
         out: &mut dyn Sink,
     ) -> Result<(), Refusal> {
+        self.read_touching(true, db, now_ms, command, args, out)
+    }
+
+    /// The same; unless it `touches`, it is no use of the keys.
+    pub fn read_touching(
+        &self,
+        touches: bool,
+        db: u16,
+        now_ms: u64,
+        command: &Command,
+        args: Args<'_>,
+        out: &mut dyn Sink,
+    ) -> Result<(), Refusal> {
         let Run::Read(run) = command.run else { panic!("'{}' is no read", command.name) };
         self.check_ownership(command, args)?;
         if db >= self.keyspace.databases() {
@@ -165,14 +178,16 @@ impl ShardMachine {
         }
         let doubt = now_ms > self.clock_ms && self.next_deadline().is_some_and(|deadline| deadline <= now_ms);
         if doubt {
-            let reader = self.keyspace.reader(db, self.clock_ms, now_ms);
+            let reader = self.keyspace.reader(db, self.clock_ms, now_ms).untouching();
             // An error of the command is found again below.
             let _ = run(&reader, args, &mut Unwitnessed);
             if let Some(clock_ms) = reader.waits_for() {
                 return Err(Refusal::WaitForClock(clock_ms));
             }
         }
-        if let Err(error) = run(&self.keyspace.reader(db, self.clock_ms, now_ms), args, out) {
+        let reader = self.keyspace.reader(db, self.clock_ms, now_ms);
+        let reader = if touches { reader } else { reader.untouching() };
+        if let Err(error) = run(&reader, args, out) {
             out.error(error.text());
         }
         Ok(())

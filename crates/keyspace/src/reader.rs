@@ -14,13 +14,21 @@ pub struct Reader<'a> {
     db: u16,
     log_clock_ms: u64,
     now_ms: u64,
+    touches: bool,
     waits_for: Cell<Option<u64>>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(keyspace: &'a Keyspace, db: u16, log_clock_ms: u64, now_ms: u64) -> Reader<'a> {
         assert!(db < keyspace.databases(), "database {db} does not exist");
-        Reader { keyspace, db, log_clock_ms, now_ms: now_ms.max(log_clock_ms), waits_for: Cell::new(None) }
+        let now_ms = now_ms.max(log_clock_ms);
+        Reader { keyspace, db, log_clock_ms, now_ms, touches: true, waits_for: Cell::new(None) }
+    }
+
+    /// A view for a client whose reads are no uses of the keys: CLIENT NO-TOUCH.
+    #[must_use]
+    pub fn untouching(self) -> Reader<'a> {
+        Reader { touches: false, ..self }
     }
 
     /// Set when a key in doubt was met: throw the reply away, wait until the log's clock has reached this time,
@@ -46,6 +54,15 @@ impl<'a> Reader<'a> {
 
     /// The record of a key, counted as a hit or a miss. The key is used.
     pub fn get(&self, key: &[u8]) -> Option<Record<'a>> {
+        let record = self.look(key)?;
+        if self.touches {
+            record.used.touch(self.now_ms);
+        }
+        Some(record)
+    }
+
+    /// The record of a key, counted as a hit or a miss. The key is used, whatever the client asked for otherwise.
+    pub(crate) fn touch(&self, key: &[u8]) -> Option<Record<'a>> {
         let record = self.look(key)?;
         record.used.touch(self.now_ms);
         Some(record)

@@ -518,6 +518,20 @@ fn the_use_of_a_key_is_no_state() {
     bare.keyspace = Keyspace::restore(settings, bare.now_ms, &mut dump.as_slice()).unwrap();
     bare.now_ms += 5_000;
     assert_eq!(idle(&mut bare, "k"), "(integer) 5");
+    // A client that asked for it reads without using, and can still touch.
+    let read = |bare: &Bare, line: &str| {
+        let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        let kvorum_keyspace::Run::Read(run) = kvorum_keyspace::lookup(args[0]).unwrap().run else {
+            panic!("it reads")
+        };
+        let reader = bare.keyspace.reader(0, bare.now_ms, bare.now_ms).untouching();
+        run(&reader, &args, &mut kvorum_keyspace::NullSink).unwrap();
+    };
+    read(&bare, "MGET k big");
+    assert_eq!(idle(&mut bare, "k"), "(integer) 5");
+    read(&bare, "TOUCH k");
+    assert_eq!((idle(&mut bare, "k"), idle(&mut bare, "big")), ("(integer) 0".into(), "(integer) 5".into()));
+    bare.now_ms += 5_000;
     // Writes use a key as well, and what moves a key takes its value along, not its rest.
     bare.line("APPEND k x");
     assert_eq!(idle(&mut bare, "k"), "(integer) 0");

@@ -35,6 +35,7 @@ pub struct Batch {
     packed: Vec<u8>,
     items: Vec<Item>,
     writes: usize,
+    untouching: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +70,15 @@ impl Batch {
     /// An empty batch.
     pub fn new() -> Batch {
         Batch::default()
+    }
+
+    /// Its reads are no uses of their keys: CLIENT NO-TOUCH.
+    pub fn leave_untouched(&mut self, untouching: bool) {
+        self.untouching = untouching;
+    }
+
+    pub(crate) fn touches(&self) -> bool {
+        !self.untouching
     }
 
     /// Appends a command; `argv[0]` is its name. The command must be a read or a write of the keyspace.

@@ -279,7 +279,7 @@ fn read_one(
 ) -> Result<(), Refusal> {
     let item = batch.item(n);
     let argv = item.argv().expect("a batch holds what it packed itself");
-    machine.read(item.db, now_ms, item.command, &argv, out)
+    machine.read_touching(batch.touches(), item.db, now_ms, item.command, &argv, out)
 }
 
 /// The reply to a command that was refused for the state's sake.

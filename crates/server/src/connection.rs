@@ -394,6 +394,7 @@ impl<E: Engine> Connection<E> {
                     readonly: self.session.readonly,
                     muted: self.session.is_muted(),
                     protocol: self.session.protocol(),
+                    no_touch: self.session.no_touch,
                     stale: false,
                 };
                 self.last_command = command.name;
@@ -574,6 +575,7 @@ impl<E: Engine> Connection<E> {
             readonly: self.session.readonly,
             muted: self.session.is_muted(),
             protocol: self.session.protocol(),
+            no_touch: self.session.no_touch,
             stale: false,
         };
         self.batches_in_flight += 1;

@@ -110,7 +110,7 @@ const TOUCH: Command = Command {
 };
 
 fn touch(reader: &Reader<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
-    let found = args[1..].iter().filter(|key| reader.get(key).is_some()).count();
+    let found = args[1..].iter().filter(|key| reader.touch(key).is_some()).count();
     out.count(found);
     Ok(())
 }

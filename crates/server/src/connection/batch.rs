@@ -17,6 +17,8 @@ pub(super) struct Terms {
     pub(super) readonly: bool,
     pub(super) muted: bool,
     pub(super) protocol: Protocol,
+    /// CLIENT NO-TOUCH: reads are no uses of their keys.
+    pub(super) no_touch: bool,
     /// To be read from this replica's own state, though it does not lead.
     pub(super) stale: bool,
 }
@@ -32,6 +34,15 @@ pub(super) struct Open {
 /// The commands of a batch: each with how often it comes in a row.
 #[derive(Debug, Default)]
 pub(super) struct Commands(SmallVec<[(&'static Command, usize); 4]>);
+
+impl Terms {
+    /// An empty batch for commands on these terms.
+    pub(super) fn batch(self) -> Batch {
+        let mut batch = Batch::new();
+        batch.leave_untouched(self.no_touch);
+        batch
+    }
+}
 
 impl Commands {
     pub(super) fn push(&mut self, command: &'static Command) {
@@ -159,7 +170,7 @@ impl<E: Engine> Connection<E> {
         }
         let open = self.open.get_or_insert_with(|| Open {
             terms,
-            batch: Batch::new(),
+            batch: terms.batch(),
             commands: Commands::default(),
         });
         open.batch.push(command, terms.db, args.iter().copied());
@@ -216,7 +227,7 @@ impl<E: Engine> Connection<E> {
                 let done = self.out.replies();
                 if done < commands.len() {
                     // The replies are large: the rest runs when the client has taken these.
-                    let mut rest = Batch::new();
+                    let mut rest = terms.batch();
                     for (command, args) in batch.commands().skip(done) {
                         rest.push(command, terms.db, args.iter().copied());
                     }

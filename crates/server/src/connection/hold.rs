@@ -171,7 +171,7 @@ impl<E: Engine> Connection<E> {
         {
             return batch.push(command, terms.db, args.iter().copied());
         }
-        let mut batch = Batch::new();
+        let mut batch = terms.batch();
         batch.push(command, terms.db, args.iter().copied());
         self.deferred.push_back(Deferred::Batch { batch, terms });
     }

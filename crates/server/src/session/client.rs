@@ -104,6 +104,7 @@ impl Session {
             }
             "no-touch" => {
                 let on = on_or_off(args[2])?;
+                self.no_touch = on;
                 self.client.update(|profile| profile.no_touch = on);
                 out.ok();
             }

@@ -46,6 +46,8 @@ pub(crate) struct Session {
     pub(crate) db: u16,
     /// Whether READONLY was given: reads may be served by a follower.
     pub(crate) readonly: bool,
+    /// Whether CLIENT NO-TOUCH is on.
+    pub(crate) no_touch: bool,
     /// Whether the client gave the password, or came when none was asked for.
     authenticated: bool,
     protocol: Protocol,
@@ -127,6 +129,7 @@ impl Session {
         Session {
             db: 0,
             readonly: false,
+            no_touch: false,
             authenticated: !port.settings.requirepass.is_set(),
             protocol: Protocol::Resp2,
             name: Vec::new(),
@@ -417,6 +420,7 @@ impl Session {
         self.set_protocol(Protocol::Resp2);
         // Nobody is refused a name that is none.
         let _ = self.set_name(b"", port);
+        self.no_touch = false;
         self.client.update(|profile| {
             profile.db = 0;
             profile.readonly = false;
