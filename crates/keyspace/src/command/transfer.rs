@@ -200,11 +200,13 @@ pub fn refused_in_cluster(command: &Command, args: Args<'_>, databases: u16) -> 
         "swapdb" => Some(Error::new("ERR SWAPDB is not allowed in cluster mode")),
         "move" if databases == 1 => Some(Error::new("ERR MOVE is not allowed in cluster mode")),
         // Redis Cluster counts to sixteen here, though it has only one.
-        "copy" if databases == 1 => CopyOptions::parse(args.get(3..)?, 16)
-            .ok()?
-            .db
-            .filter(|db| *db > 0)
-            .map(|_| Error::new("ERR Copying to another database is not allowed in cluster mode")),
+        "copy" if databases == 1 => match CopyOptions::parse(args.get(3..)?, 16) {
+            Ok(CopyOptions { db: Some(1..), .. }) => {
+                Some(Error::new("ERR Copying to another database is not allowed in cluster mode"))
+            }
+            Ok(_) => None,
+            Err(error) => Some(error),
+        },
         _ => None,
     }
 }
@@ -229,9 +231,8 @@ mod tests {
             ("COPY a b REPLACE db 15", Some(copy)),
             ("COPY a b DB 0", None),
             ("COPY a b", None),
-            // These fail for another reason.
-            ("COPY a b DB 16", None),
-            ("COPY a b DB 1 nonsense", None),
+            ("COPY a b DB 16", Some("ERR DB index is out of range")),
+            ("COPY a b DB 1 nonsense", Some("ERR syntax error")),
             ("RENAME a b", None),
         ] {
             assert_eq!(refused(line, 1).as_deref(), expected, "{line}");
