@@ -44,7 +44,7 @@ impl Error {
 
     /// A container command has no such subcommand; `container` is its name in lower case.
     pub fn unknown_subcommand(container: &str, subcommand: &[u8]) -> Error {
-        let shown = String::from_utf8_lossy(&subcommand[..subcommand.len().min(128)]);
+        let shown = String::from_utf8_lossy(quoted(subcommand, QUOTED_BYTES));
         Error::one_line(format!(
             "ERR unknown subcommand '{shown}'. Try {} HELP.",
             container.to_ascii_uppercase()
@@ -53,16 +53,17 @@ impl Error {
 
     /// The same for a container that does not tell a wrong subcommand from a wrong number of arguments.
     pub fn unknown_subcommand_or_arity(container: &str, subcommand: &[u8]) -> Error {
-        let shown = String::from_utf8_lossy(&subcommand[..subcommand.len().min(128)]);
+        let shown = String::from_utf8_lossy(quoted(subcommand, QUOTED_BYTES));
         Error::one_line(format!(
             "ERR unknown subcommand or wrong number of arguments for '{shown}'. Try {} HELP.",
             container.to_ascii_uppercase()
         ))
     }
 
-    /// An error whose text quotes a client: line breaks would end the reply early and become blanks.
+    /// An error whose text quotes a client: line breaks would end the reply early and become blanks, those at the end
+    /// nothing.
     pub fn one_line(text: String) -> Error {
-        Error(Cow::Owned(text.replace(['\r', '\n'], " ")))
+        Error(Cow::Owned(text.trim_end_matches(['\r', '\n']).replace(['\r', '\n'], " ")))
     }
 
     /// `ERR wrong number of arguments for '<name>' command`, the name in lower case.
@@ -72,4 +73,13 @@ impl Error {
             name.to_ascii_lowercase()
         )))
     }
+}
+
+/// So much of a word of a client is quoted.
+pub(crate) const QUOTED_BYTES: usize = 128;
+
+/// What Redis shows of a client's word, which it takes for a text of C: at most that many bytes, and none from a zero on.
+pub(crate) fn quoted(word: &[u8], most: usize) -> &[u8] {
+    let end = word.iter().position(|&byte| byte == 0).unwrap_or(word.len());
+    &word[..end.min(most)]
 }

@@ -1,6 +1,10 @@
 //! COMMAND and its subcommands, answered from the command table in the shapes of Redis 7.0.
 
-use crate::{Args, Command, Error, Keys, Outcome, Sink, command, glob, lookup};
+use crate::{
+    Args, Command, Error, Keys, Outcome, Sink, command,
+    error::{QUOTED_BYTES, quoted},
+    glob, lookup,
+};
 use command::{Argument, ArgumentKind};
 
 /// Answers `COMMAND [COUNT|INFO|DOCS|GETKEYS|GETKEYSANDFLAGS|LIST|HELP …]`. The arity has been checked.
@@ -31,22 +35,20 @@ pub fn command(args: Args<'_>, out: &mut dyn Sink) -> Outcome {
 
 /// Redis's error for a command that does not exist; it quotes the first arguments.
 pub fn unknown_command(args: Args<'_>) -> Error {
-    const QUOTED: usize = 128;
-    let cut = |bytes: &[u8], len: usize| String::from_utf8_lossy(&bytes[..bytes.len().min(len)]).into_owned();
     let mut shown = Vec::new();
     for arg in &args[1..] {
-        if shown.len() >= QUOTED {
+        if shown.len() >= QUOTED_BYTES {
             break;
         }
-        let room = QUOTED - shown.len();
+        let room = QUOTED_BYTES - shown.len();
         shown.push(b'\'');
-        shown.extend_from_slice(&arg[..arg.len().min(room)]);
+        shown.extend_from_slice(quoted(arg, room));
         shown.extend_from_slice(b"' ");
     }
     let shown = String::from_utf8_lossy(&shown);
     Error::one_line(format!(
         "ERR unknown command '{}', with args beginning with: {shown}",
-        cut(args[0], QUOTED)
+        String::from_utf8_lossy(quoted(args[0], QUOTED_BYTES))
     ))
 }
 
@@ -296,7 +298,7 @@ fn arguments(list: &[Argument], out: &mut dyn Sink) {
 
 fn get_keys(args: Args<'_>, with_flags: bool, out: &mut dyn Sink) -> Outcome {
     let row = lookup(args[0])
-        .and_then(|row| row.resolve(args).ok())
+        .and_then(|row| if row.opaque { Some(row) } else { row.resolve(args).ok() })
         .ok_or(Error::new("ERR Invalid command specified"))?;
     if row.keys == Keys::None {
         return Err(Error::new("ERR The command has no key arguments"));
