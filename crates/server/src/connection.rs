@@ -282,10 +282,10 @@ impl<E: Engine> Connection<E> {
                 Err(error) => {
                     self.close_batch().await;
                     self.finishing = true;
-                    count_error(&self.shared.port.stats, error.text().as_bytes());
+                    count_error(&self.shared.port.stats, error.text());
                     self.reply(|session, _, out| {
                         if session.wants_replies() {
-                            out.error(error.text());
+                            out.error_bytes(error.text());
                         }
                     });
                 }

@@ -127,6 +127,17 @@ impl RespSink {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// An error whose text may not be UTF-8. It has no line breaks.
+    pub(crate) fn error_bytes(&mut self, text: &[u8]) {
+        if self.missing == 0 {
+            self.errors.push((self.replies, self.bytes.len()));
+        }
+        self.part();
+        self.bytes.push(b'-');
+        self.bytes.extend_from_slice(text);
+        self.bytes.extend_from_slice(b"\r\n");
+    }
+
     /// Bytes that the buffer can hold.
     pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()

@@ -8,7 +8,9 @@
 //! complete request, an array of bulk strings and nothing else, is then handed to `redis-protocol`: its decoder
 //! reports every fault alike, starts anew on partial input, and follows nested arrays as deep as they go.
 //!
-//! Stricter than Redis in one point: a length must end in CR LF, not CR and anything.
+//! Redis reads lines as C strings and looks at nothing but the CR at the end of a length. So does the scan: a line with a NUL in
+//! it never ends, and what stands where a LF should be does not matter. What the decoder would not take for that is walked
+//! through by hand.
 
 use super::inline;
 use kvorum_keyspace::ArgVec;
@@ -32,31 +34,31 @@ const KEEP_BYTES: usize = 256 * 1024;
 
 /// A request that cannot be understood; the connection cannot go on.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct ProtocolError(Cow<'static, str>);
+pub(crate) struct ProtocolError(Cow<'static, [u8]>);
 
 impl ProtocolError {
-    /// The whole error reply, its code included.
-    pub(crate) fn text(&self) -> &str {
+    /// The whole error reply, its code included; not always UTF-8, for it may quote what was sent.
+    pub(crate) fn text(&self) -> &[u8] {
         &self.0
     }
 }
 
 const INVALID_MULTIBULK_LENGTH: ProtocolError =
-    ProtocolError(Cow::Borrowed("ERR Protocol error: invalid multibulk length"));
+    ProtocolError(Cow::Borrowed(b"ERR Protocol error: invalid multibulk length"));
 const INVALID_BULK_LENGTH: ProtocolError =
-    ProtocolError(Cow::Borrowed("ERR Protocol error: invalid bulk length"));
+    ProtocolError(Cow::Borrowed(b"ERR Protocol error: invalid bulk length"));
 const TOO_BIG_INLINE: ProtocolError =
-    ProtocolError(Cow::Borrowed("ERR Protocol error: too big inline request"));
+    ProtocolError(Cow::Borrowed(b"ERR Protocol error: too big inline request"));
 const TOO_BIG_COUNT: ProtocolError =
-    ProtocolError(Cow::Borrowed("ERR Protocol error: too big mbulk count string"));
+    ProtocolError(Cow::Borrowed(b"ERR Protocol error: too big mbulk count string"));
 const TOO_BIG_LENGTH: ProtocolError =
-    ProtocolError(Cow::Borrowed("ERR Protocol error: too big bulk count string"));
+    ProtocolError(Cow::Borrowed(b"ERR Protocol error: too big bulk count string"));
 const STRANGER_COUNT: ProtocolError =
-    ProtocolError(Cow::Borrowed("ERR Protocol error: unauthenticated multibulk length"));
+    ProtocolError(Cow::Borrowed(b"ERR Protocol error: unauthenticated multibulk length"));
 const STRANGER_LENGTH: ProtocolError =
-    ProtocolError(Cow::Borrowed("ERR Protocol error: unauthenticated bulk length"));
+    ProtocolError(Cow::Borrowed(b"ERR Protocol error: unauthenticated bulk length"));
 const UNBALANCED_QUOTES: ProtocolError =
-    ProtocolError(Cow::Borrowed("ERR Protocol error: unbalanced quotes in request"));
+    ProtocolError(Cow::Borrowed(b"ERR Protocol error: unbalanced quotes in request"));
 
 /// How much a client may send.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +76,8 @@ pub(crate) struct RequestDecoder {
     /// Where the next request begins; what stands before it is done with.
     start: usize,
     scan: Scan,
+    /// Some length of the request at `start` ends in a CR and something else than a LF.
+    odd: bool,
     /// Words of the inline command that [`next`](RequestDecoder::next) returned last.
     words: Vec<Vec<u8>>,
 }
@@ -203,13 +207,17 @@ impl RequestDecoder {
     fn finish(&mut self, end: usize) {
         self.start = end;
         self.scan = Scan { at: end, expects: Expects::Request, arguments: 0 };
+        self.odd = false;
     }
 
     /// The arguments of the complete request at the front.
     fn decode(&mut self) -> Result<ArgVec<'_>, ProtocolError> {
-        let (start, end) = (self.start, self.scan.at);
+        let (start, end, odd) = (self.start, self.scan.at, self.odd);
         self.finish(end);
         let request = &self.buffer[start..end];
+        if odd {
+            return Ok(walk(request));
+        }
         // The scan found nothing to object to, so neither does the decoder. Were it otherwise, the client would
         // see an error, not we a panic.
         let Ok(Some((RangeFrame::Array(frames), _))) = decode_range(request) else {
@@ -233,7 +241,7 @@ impl RequestDecoder {
                 Err(STRANGER_COUNT)
             }
             Some(count) if count <= MAX_ARGUMENTS => {
-                self.scan.at = digits.end + 2;
+                self.pass_line(digits.end);
                 Ok(Some(usize::try_from(count).unwrap_or(0)))
             }
             _ => Err(INVALID_MULTIBULK_LENGTH),
@@ -246,32 +254,35 @@ impl RequestDecoder {
         let kind = self.buffer[self.scan.at];
         if kind != b'$' {
             // Line breaks would end the reply early.
-            let got = if kind == b'\r' || kind == b'\n' { ' ' } else { char::from(kind) };
-            return Err(ProtocolError(Cow::Owned(format!("ERR Protocol error: expected '$', got '{got}'"))));
+            let got = if kind == b'\r' || kind == b'\n' { b' ' } else { kind };
+            let text = [&b"ERR Protocol error: expected '$', got '"[..], &[got], b"'"].concat();
+            return Err(ProtocolError(Cow::Owned(text)));
         }
         let length =
             parse_integer(&self.buffer[digits.clone()]).and_then(|length| u64::try_from(length).ok());
         match length.filter(|length| *length <= limits.bulk_bytes) {
             Some(length) if limits.stranger && length > MAX_STRANGER_BULK_BYTES => Err(STRANGER_LENGTH),
             Some(length) => {
-                self.scan.at = digits.end + 2;
+                self.pass_line(digits.end);
                 Ok(Some(usize::try_from(length).unwrap_or(usize::MAX / 2)))
             }
             None => Err(INVALID_BULK_LENGTH),
         }
     }
 
+    /// The line whose CR stands at `cr` is understood.
+    fn pass_line(&mut self, cr: usize) {
+        self.odd |= self.buffer[cr + 1] != b'\n';
+        self.scan.at = cr + 2;
+    }
+
     /// Where the number behind the byte at `at` stands, once its line is there.
     fn header(&self, too_long: ProtocolError) -> Result<Option<std::ops::Range<usize>>, ProtocolError> {
         let rest = &self.buffer[self.scan.at..];
-        match rest.iter().take(MAX_LINE_BYTES + 1).position(|&byte| byte == b'\r') {
+        match find(rest, b'\r') {
             // An empty line has no byte in front of its number.
             Some(0) if rest.len() > 1 => Ok(Some(self.scan.at..self.scan.at)),
-            Some(cr) if rest.len() > cr + 1 => {
-                // Anything but LF behind it makes the CR a part of the number, which then is none.
-                let end = if rest[cr + 1] == b'\n' { cr } else { cr + 1 };
-                Ok(Some(self.scan.at + 1..self.scan.at + end))
-            }
+            Some(cr) if rest.len() > cr + 1 => Ok(Some(self.scan.at + 1..self.scan.at + cr)),
             None if rest.len() > MAX_LINE_BYTES => Err(too_long),
             _ => Ok(None),
         }
@@ -280,7 +291,7 @@ impl RequestDecoder {
     /// Passes over a line and its break: an inline command.
     fn scan_line(&mut self) -> Result<Option<std::ops::Range<usize>>, ProtocolError> {
         let rest = &self.buffer[self.start..];
-        let Some(lf) = rest.iter().take(MAX_LINE_BYTES + 1).position(|&byte| byte == b'\n') else {
+        let Some(lf) = find(rest, b'\n') else {
             return if rest.len() > MAX_LINE_BYTES { Err(TOO_BIG_INLINE) } else { Ok(None) };
         };
         let line = rest[..lf].strip_suffix(b"\r").unwrap_or(&rest[..lf]);
@@ -288,6 +299,34 @@ impl RequestDecoder {
         self.finish(self.start + lf + 1);
         Ok(Some(found))
     }
+}
+
+/// The arguments of a request that the scan has understood.
+fn walk(mut request: &[u8]) -> ArgVec<'_> {
+    let mut arguments = ArgVec::new();
+    let mut count = take_length(&mut request);
+    while let Some(more) = count.checked_sub(1) {
+        count = more;
+        let length = take_length(&mut request).min(request.len());
+        let (argument, rest) = request.split_at(length);
+        arguments.push(argument);
+        request = rest.get(2..).unwrap_or_default();
+    }
+    arguments
+}
+
+/// Takes a line with a kind and a length off the front.
+fn take_length(request: &mut &[u8]) -> usize {
+    let cr = find(request, b'\r').unwrap_or(request.len());
+    let number = parse_integer(request.get(1..cr).unwrap_or_default()).unwrap_or(0);
+    *request = request.get(cr + 2..).unwrap_or_default();
+    usize::try_from(number).unwrap_or(0)
+}
+
+/// Where a line ends: at this byte, unless a NUL comes before it or it is too far away.
+fn find(line: &[u8], end: u8) -> Option<usize> {
+    let at = line.iter().take(MAX_LINE_BYTES + 1).position(|&byte| byte == end || byte == 0)?;
+    (line[at] == end).then_some(at)
 }
 
 /// A signed integer in its one spelling: no plus sign, no leading zeros, no blanks.
@@ -301,14 +340,15 @@ fn parse_integer(text: &[u8]) -> Option<i64> {
         [b'1'..=b'9', ..] if digits.len() <= 19 => {}
         _ => return None,
     }
+    // Below zero there is one number more.
     let mut value = 0i64;
     for &digit in digits {
         if !digit.is_ascii_digit() {
             return None;
         }
-        value = value.checked_mul(10)?.checked_add(i64::from(digit - b'0'))?;
+        value = value.checked_mul(10)?.checked_sub(i64::from(digit - b'0'))?;
     }
-    Some(if negative { -value } else { value })
+    if negative { Some(value) } else { value.checked_neg() }
 }
 
 #[cfg(test)]
@@ -330,7 +370,9 @@ mod tests {
                         requests.push(arguments.iter().map(|argument| argument.to_vec()).collect());
                     }
                     Ok(None) => break,
-                    Err(error) => return (requests, Some(error.text().to_owned())),
+                    Err(error) => {
+                        return (requests, Some(String::from_utf8_lossy(error.text()).into_owned()));
+                    }
                 }
             }
         }
@@ -375,7 +417,9 @@ mod tests {
             (b"*\r\n".to_vec(), "invalid multibulk length"),
             (b"*01\r\n".to_vec(), "invalid multibulk length"),
             (b"*+1\r\n".to_vec(), "invalid multibulk length"),
-            (b"*1\rx$4\r\n".to_vec(), "invalid multibulk length"),
+            (b"*-0\r\n".to_vec(), "invalid multibulk length"),
+            (b"*1\r\n$ 4\r\n".to_vec(), "invalid bulk length"),
+            (b"*1\n$4\nPING\n\r\n".to_vec(), "invalid multibulk length"),
             (b"*2147483648\r\n".to_vec(), "invalid multibulk length"),
             (b"*9223372036854775808\r\n".to_vec(), "invalid multibulk length"),
             (b"*1\r\n$-1\r\n".to_vec(), "invalid bulk length"),
@@ -405,7 +449,7 @@ mod tests {
             decoder.buffer(bytes.len()).extend_from_slice(bytes);
             let stranger =
                 decoder.next(Limits { stranger: true, ..LIMITS }).map(|args| args.map(|args| args.len()));
-            stranger.map_err(|error| error.text().to_owned())
+            stranger.map_err(|error| String::from_utf8_lossy(error.text()).into_owned())
         };
         assert_eq!(of(b"*10\r\n$1\r\n"), Ok(None));
         assert_eq!(of(b"*1\r\n$16384\r\n"), Ok(None));
@@ -415,6 +459,26 @@ mod tests {
         assert_eq!(of(b"*2147483648\r\n"), refused("invalid multibulk length"));
         assert_eq!(of(b"*1\r\n$16385\r\n"), refused("unauthenticated bulk length"));
         assert_eq!(of(b"*1\r\n$536870913\r\n"), refused("invalid bulk length"));
+    }
+
+    /// As Redis 7.0.15 answers them.
+    #[test]
+    fn odd_ends_of_lines_are_read_as_redis_reads_them() {
+        assert_eq!(one(b"*1\rx$4\r\nPING\r\n"), ["PING"]);
+        assert_eq!(one(b"*2\r\n$4\rxECHO\r\n$3\r\na\rbzz"), ["ECHO", "a\rb"]);
+        assert_eq!(one(b"*-9223372036854775808\rx*1\r\n$4\r\nPING\r\n"), ["PING"]);
+        assert_eq!(one(b"PING\r\rPING\r\n"), ["PING", "PING"]);
+        for endless in
+            [&b"*1\0\r\n$4\r\nPING\r\n"[..], b"*1\r\n$4\0\r\nPING\r\n", b"PI\0NG\r\n", b"\0PING\r\n"]
+        {
+            assert_eq!(decode(endless, 1), (Vec::new(), None), "{endless:?}");
+        }
+        let (_, error) = decode(&[b'\0'; MAX_LINE_BYTES + 1], 1000);
+        assert_eq!(error.as_deref(), Some("ERR Protocol error: too big inline request"));
+        let mut decoder = RequestDecoder::default();
+        decoder.buffer(9).extend_from_slice(b"*1\r\n\xff4\r\n");
+        let error = decoder.next(LIMITS).unwrap_err();
+        assert_eq!(error.text(), b"ERR Protocol error: expected '$', got '\xff'");
     }
 
     #[test]
@@ -502,8 +566,7 @@ mod tests {
         #[test]
         fn integers_have_one_spelling(value in any::<i64>()) {
             let text = value.to_string();
-            // Redis has no use for the smallest of them here.
-            prop_assert_eq!(parse_integer(text.as_bytes()), Some(value).filter(|&value| value != i64::MIN));
+            prop_assert_eq!(parse_integer(text.as_bytes()), Some(value));
             let padded = format!(" {text}");
             prop_assert_eq!(parse_integer(padded.as_bytes()), None);
         }
