@@ -1142,3 +1142,50 @@ async fn a_request_that_is_too_large_ends_its_connection() {
     client.expect("-ERR Protocol error: too big inline request\r\n").await;
     assert_eq!(server.shared.port.clients.len(), 1);
 }
+
+#[tokio::test]
+async fn who_waits_or_watches_is_not_idle() {
+    let replica = Scripted::leading(Mode::Cluster);
+    replica.wait_for_ever();
+    let server = Server::start(Some(&replica)).await;
+    let (mut idle, mut monitor, mut waiting) =
+        (server.client().await, server.client().await, server.client().await);
+    idle.send("PING\r\n").await;
+    idle.expect("+PONG\r\n").await;
+    monitor.send("MONITOR\r\n").await;
+    monitor.expect("+OK\r\n").await;
+    waiting.send("WAIT 1 0\r\n").await;
+    until("it waits", || described(&server, 3).contains(" flags=b ")).await;
+    server.shared.port.settings.timeout_s.store(1, Ordering::Relaxed);
+    idle.expect_end().await;
+    tokio::time::sleep(3 * SILENCE).await;
+    assert_eq!(server.shared.port.clients.len(), 2);
+}
+
+/// The replies of the session are those of the protocol that was asked for, also behind replies that are not there yet.
+#[tokio::test]
+async fn each_reply_is_in_the_protocol_of_its_moment() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    let decide = replica.expect_later();
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\nCLIENT GETNAME\r\nHELLO 3\r\nCLIENT GETNAME\r\nGET nosuch{bar}\r\nCLIENT TRACKINGINFO\r\n").await;
+    client.send("HELLO 2\r\nCLIENT GETNAME\r\nCLIENT TRACKINGINFO\r\n").await;
+    client.expect_silence().await;
+    assert!(decide.send(Step::Run).is_ok());
+    client.expect("+OK\r\n$-1\r\n%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n$5\r\nproto\r\n:3\r\n$2\r\nid\r\n:1\r\n").await;
+    client
+        .expect(
+            "$4\r\nmode\r\n$7\r\ncluster\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n_\r\n_\r\n",
+        )
+        .await;
+    client.expect("%3\r\n$5\r\nflags\r\n~1\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n*0\r\n*14\r\n").await;
+    let mut rest = Vec::new();
+    while !rest.ends_with(b"$8\r\nprefixes\r\n*0\r\n") {
+        let mut bytes = [0; 1024];
+        let read = tokio::time::timeout(PATIENCE, client.0.read(&mut bytes)).await.unwrap().unwrap();
+        rest.extend_from_slice(&bytes[..read]);
+    }
+    let rest = String::from_utf8(rest).unwrap();
+    assert!(rest.contains("*0\r\n$-1\r\n*6\r\n$5\r\nflags\r\n*1\r\n"), "{rest}");
+}
