@@ -306,8 +306,9 @@ impl ShardMachine {
                 }
                 Part::Assembled { db, total } => {
                     let assembly = self.assembly.take();
-                    match assembly.as_ref().and_then(|assembly| assembly.complete(total)) {
-                        Some(mut packed) => {
+                    match assembly.and_then(|assembly| assembly.complete(total)) {
+                        Some(command) => {
+                            let mut packed = command.as_slice();
                             let argv = argv::unpack(&mut packed).map_err(|_| EntryError::NoCommand)?;
                             if !packed.is_empty() {
                                 return Err(EntryError::NoCommand);
@@ -410,8 +411,8 @@ impl ShardMachine {
     }
 
     /// Bytes of a large write that has come in part.
-    pub fn assembling_bytes(&self) -> usize {
-        self.assembly.as_ref().map_or(0, |assembly| assembly.bytes().len())
+    pub fn assembling_bytes(&self) -> u64 {
+        self.assembly.as_ref().map_or(0, Assembly::len)
     }
 }
 

@@ -15,6 +15,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::Notify;
 
 /// Commands read under one hold of the lock: apply waits no longer than these take.
@@ -32,6 +33,19 @@ impl Pending {
     /// Whoever takes them answers them.
     pub(crate) fn take(&self) -> Option<Vec<Submission>> {
         self.0.lock().take()
+    }
+}
+
+/// Running a write of this size takes as long as an election may wait.
+const HEAVY_BYTES: u64 = 16 << 20;
+
+/// Does long work without keeping the tasks waiting that this thread would run next.
+fn give_way<R>(work: impl FnOnce() -> R) -> R {
+    let flavor = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    if flavor.is_ok_and(|flavor| flavor == RuntimeFlavor::MultiThread) {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
     }
 }
 
@@ -159,6 +173,36 @@ impl Replica {
         }
     }
 
+    fn apply_now(&self, entry: Committed<'_>) -> Result<(), Fatal> {
+        let pending = entry.local.and_then(|local| Arc::clone(local).downcast::<Pending>().ok());
+        let mut submissions = pending.and_then(|pending| pending.take());
+        let mut machine = self.machine.write();
+        let data: &Bytes = entry.data;
+        match &mut submissions {
+            None => machine.apply(entry.index, entry.term, data, &mut Unwitnessed),
+            Some(submissions) => {
+                let mut replies = Replies::new(submissions);
+                let outcome = machine.apply(entry.index, entry.term, data, &mut replies);
+                replies.note_time();
+                if outcome.is_ok() {
+                    replies.run_reads(&machine);
+                }
+                outcome
+            }
+        }
+        .map_err(|error| Fatal(error.to_string()))?;
+        if let Some(observer) = &self.observer {
+            observer.applied(self.id, (entry.index, entry.term), Some(data), &machine);
+        }
+        let (clock_ms, configured) = (machine.clock_ms(), machine.configured().is_some());
+        drop(machine);
+        self.applied(entry.term, clock_ms, configured);
+        for submission in submissions.into_iter().flatten() {
+            submission.answered();
+        }
+        Ok(())
+    }
+
     fn applied(&self, term: u64, clock_ms: u64, configured: bool) {
         self.clock.observe(term, clock_ms);
         self.applied_clock_ms.store(clock_ms, Ordering::SeqCst);
@@ -197,33 +241,11 @@ pub(crate) struct Waiting {
 
 impl Machine for Replica {
     fn apply(&self, entry: Committed<'_>) -> Result<(), Fatal> {
-        let pending = entry.local.and_then(|local| Arc::clone(local).downcast::<Pending>().ok());
-        let mut submissions = pending.and_then(|pending| pending.take());
-        let mut machine = self.machine.write();
-        let data: &Bytes = entry.data;
-        match &mut submissions {
-            None => machine.apply(entry.index, entry.term, data, &mut Unwitnessed),
-            Some(submissions) => {
-                let mut replies = Replies::new(submissions);
-                let outcome = machine.apply(entry.index, entry.term, data, &mut replies);
-                replies.note_time();
-                if outcome.is_ok() {
-                    replies.run_reads(&machine);
-                }
-                outcome
-            }
+        if self.with(ShardMachine::assembling_bytes) > HEAVY_BYTES {
+            give_way(|| self.apply_now(entry))
+        } else {
+            self.apply_now(entry)
         }
-        .map_err(|error| Fatal(error.to_string()))?;
-        if let Some(observer) = &self.observer {
-            observer.applied(self.id, (entry.index, entry.term), Some(data), &machine);
-        }
-        let (clock_ms, configured) = (machine.clock_ms(), machine.configured().is_some());
-        drop(machine);
-        self.applied(entry.term, clock_ms, configured);
-        for submission in submissions.into_iter().flatten() {
-            submission.answered();
-        }
-        Ok(())
     }
 
     fn blank(&self, index: u64, term: u64) {

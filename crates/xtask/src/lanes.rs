@@ -26,6 +26,7 @@ pub(crate) const END_TO_END: [&str; 16] = [
     "scripts",
     "differential",
     "leader_kill",
+    "large_values",
     "torn_and_flipped",
     "linearizable",
     "crash_loop",

@@ -9,12 +9,10 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub(super) struct Assembly {
     total: u64,
-    /// Shared with snapshots, which are taken without copying.
-    bytes: Arc<Vec<u8>>,
+    len: u64,
+    /// Apart, so that nothing is moved when more come; shared with snapshots, which are taken without copying.
+    chunks: Vec<Arc<[u8]>>,
 }
-
-/// Room made at once for a command that begins: more only as more comes.
-const FIRST_BYTES: u64 = 16 << 20;
 
 impl Assembly {
     /// What becomes of the chunks so far when this one follows. A chunk that does not go on where they end leaves nothing.
@@ -26,18 +24,23 @@ impl Assembly {
     ) -> Option<Assembly> {
         let mut assembly = if offset == 0 {
             // A command without bytes gives up the one before.
-            let room = usize::try_from(total.min(FIRST_BYTES)).unwrap_or(0);
-            (total > 0).then(|| Assembly { total, bytes: Arc::new(Vec::with_capacity(room)) })?
+            (total > 0).then(|| Assembly::new(total))?
         } else {
-            so_far.filter(|assembly| assembly.total == total && assembly.len() == offset)?
+            so_far.filter(|assembly| assembly.total == total && assembly.len == offset)?
         };
-        Arc::make_mut(&mut assembly.bytes).extend_from_slice(bytes);
+        assembly.push(bytes);
         Some(assembly)
     }
 
-    /// Reads back what a snapshot has.
-    pub(super) fn restored(total: u64, bytes: Vec<u8>) -> Assembly {
-        Assembly { total, bytes: Arc::new(bytes) }
+    /// A command of this length that has not come yet.
+    pub(super) fn new(total: u64) -> Assembly {
+        Assembly { total, len: 0, chunks: Vec::new() }
+    }
+
+    /// Takes the next bytes.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.len += bytes.len() as u64;
+        self.chunks.push(bytes.into());
     }
 
     /// Length of the whole command.
@@ -45,17 +48,18 @@ impl Assembly {
         self.total
     }
 
+    /// Length of what has come so far.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
     /// What has come so far.
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
+    pub(super) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        self.chunks.iter().map(|chunk| &**chunk)
     }
 
-    /// The whole packed command of that length, if this is it.
-    pub(super) fn complete(&self, total: u64) -> Option<&[u8]> {
-        (self.total == total && self.len() == total).then_some(self.bytes())
-    }
-
-    fn len(&self) -> u64 {
-        self.bytes.len() as u64
+    /// The whole packed command, if it has that length and all of it has come.
+    pub(super) fn complete(&self, total: u64) -> Option<Vec<u8>> {
+        (self.total == total && self.len == total).then(|| self.chunks.concat())
     }
 }

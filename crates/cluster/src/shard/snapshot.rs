@@ -17,6 +17,8 @@ use std::{
 const MAGIC: &[u8; 3] = b"KvS";
 const FORMAT: u8 = 1;
 const BUFFER_BYTES: usize = 64 * 1024;
+/// A large write is read back in chunks of this size.
+const CHUNK_BYTES: u64 = 1 << 20;
 /// Far beyond any configuration there can be.
 const MAX_CONFIGURATION_BYTES: u64 = 1 << 20;
 
@@ -159,9 +161,12 @@ impl ShardSnapshot {
             return out.write_all(&head);
         };
         argv::put_varint(&mut head, assembly.total());
-        argv::put_varint(&mut head, assembly.bytes().len() as u64);
+        argv::put_varint(&mut head, assembly.len());
         out.write_all(&head)?;
-        assembly.bytes().chunks(BUFFER_BYTES).try_for_each(|piece| out.write_all(piece))
+        assembly
+            .chunks()
+            .flat_map(|chunk| chunk.chunks(BUFFER_BYTES))
+            .try_for_each(|piece| out.write_all(piece))
     }
 
     /// What [`write`](Self::write) writes, at once: two replicas are equal exactly when their dumps are. For tests.
@@ -241,11 +246,19 @@ fn read_assembly<R: BufRead>(from: &mut R, level: u16) -> Result<Option<Assembly
     if total == 0 || total > CHUNKED_BYTES_MAX || len > total {
         return Err(RestoreError::malformed("a command longer than it is"));
     }
-    let mut bytes = Vec::new();
-    if from.take(len).read_to_end(&mut bytes)? as u64 != len {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    let mut assembly = Assembly::new(total);
+    let mut missing = len;
+    let mut chunk = Vec::new();
+    while missing > 0 {
+        let wanted = missing.min(CHUNK_BYTES);
+        chunk.clear();
+        if from.by_ref().take(wanted).read_to_end(&mut chunk)? as u64 != wanted {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        assembly.push(&chunk);
+        missing -= wanted;
     }
-    Ok(Some(Assembly::restored(total, bytes)))
+    Ok(Some(assembly))
 }
 
 fn read_configuration<R: BufRead>(from: &mut R) -> Result<Option<Configure>, RestoreError> {

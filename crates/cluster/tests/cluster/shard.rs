@@ -549,7 +549,7 @@ fn a_large_write_comes_in_chunks_with_other_entries_between() {
     assert_eq!(shard.run(START_MS, &["SET k small"]), ["+OK"]);
     send(&mut shard, 1, &large, 40..large.len());
     assert_eq!(shard.read("GET k").unwrap(), "$small");
-    assert_eq!(shard.machine.assembling_bytes(), large.len());
+    assert_eq!(shard.machine.assembling_bytes(), large.len() as u64);
     assert_eq!(end(&mut shard, 1, &large), ["+OK", "+OK", "+OK"]);
     assert_eq!(shard.read("STRLEN k").unwrap(), ":100");
     assert_eq!(shard.machine.assembling_bytes(), 0);
