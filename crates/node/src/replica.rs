@@ -55,6 +55,8 @@ pub(crate) struct Replica {
     pub(crate) clock: LogClock,
     /// Copy of the machine's clock for those who wait for it.
     applied_clock_ms: AtomicU64,
+    /// Bytes of a large write that has come in part.
+    assembling_bytes: AtomicU64,
     clock_waiters: AtomicU64,
     clock_moved: Notify,
     /// A reader met a key that is due by the leader's clock but not by the log's.
@@ -80,6 +82,7 @@ impl Replica {
             machine: RwLock::new(ShardMachine::new()),
             clock,
             applied_clock_ms: AtomicU64::new(0),
+            assembling_bytes: AtomicU64::new(0),
             clock_waiters: AtomicU64::new(0),
             clock_moved: Notify::new(),
             tick_wanted: Notify::new(),
@@ -194,23 +197,43 @@ impl Replica {
         if let Some(observer) = &self.observer {
             observer.applied(self.id, (entry.index, entry.term), Some(data), &machine);
         }
-        let (clock_ms, configured) = (machine.clock_ms(), machine.configured().is_some());
+        let after = After::of(&machine);
         drop(machine);
-        self.applied(entry.term, clock_ms, configured);
+        self.applied(after);
         for submission in submissions.into_iter().flatten() {
             submission.answered();
         }
         Ok(())
     }
 
-    fn applied(&self, term: u64, clock_ms: u64, configured: bool) {
-        self.clock.observe(term, clock_ms);
-        self.applied_clock_ms.store(clock_ms, Ordering::SeqCst);
-        if configured && !self.is_configured() {
+    fn applied(&self, after: After) {
+        self.clock.observe(after.term, after.clock_ms);
+        self.applied_clock_ms.store(after.clock_ms, Ordering::SeqCst);
+        self.assembling_bytes.store(after.assembling_bytes, Ordering::Relaxed);
+        if after.configured && !self.is_configured() {
             self.configured.store(true, Ordering::Release);
         }
         if self.clock_waiters.load(Ordering::SeqCst) > 0 {
             self.clock_moved.notify_waiters();
+        }
+    }
+}
+
+/// What others want to know of a machine's state after an entry.
+struct After {
+    term: u64,
+    clock_ms: u64,
+    configured: bool,
+    assembling_bytes: u64,
+}
+
+impl After {
+    fn of(machine: &ShardMachine) -> After {
+        After {
+            term: machine.term(),
+            clock_ms: machine.clock_ms(),
+            configured: machine.configured().is_some(),
+            assembling_bytes: machine.assembling_bytes(),
         }
     }
 }
@@ -241,7 +264,7 @@ pub(crate) struct Waiting {
 
 impl Machine for Replica {
     fn apply(&self, entry: Committed<'_>) -> Result<(), Fatal> {
-        if self.with(ShardMachine::assembling_bytes) > HEAVY_BYTES {
+        if self.passing_bytes() > HEAVY_BYTES {
             give_way(|| self.apply_now(entry))
         } else {
             self.apply_now(entry)
@@ -254,7 +277,12 @@ impl Machine for Replica {
         if let Some(observer) = &self.observer {
             observer.applied(self.id, (index, term), None, &machine);
         }
+        self.assembling_bytes.store(machine.assembling_bytes(), Ordering::Relaxed);
         self.clock.entered(term);
+    }
+
+    fn passing_bytes(&self) -> u64 {
+        self.assembling_bytes.load(Ordering::Relaxed)
     }
 
     fn snapshot(&self) -> Box<dyn Image> {
@@ -266,8 +294,7 @@ impl Machine for Replica {
             return Err(Fatal(reason.to_owned()));
         }
         let restored = ShardMachine::restore(content).map_err(|error| Fatal(error.to_string()))?;
-        let (term, clock_ms) = (restored.term(), restored.clock_ms());
-        let configured = restored.configured().is_some();
+        let after = After::of(&restored);
         let replaced = {
             let mut machine = self.machine.write();
             let replaced = std::mem::replace(&mut *machine, restored);
@@ -276,7 +303,7 @@ impl Machine for Replica {
             }
             replaced
         };
-        self.applied(term, clock_ms, configured);
+        self.applied(after);
         // All of the old data may go with it: not while readers wait for the lock.
         drop(replaced);
         Ok(())

@@ -58,6 +58,12 @@ pub trait Machine: Send + Sync + 'static {
     /// Replaces the state by the content of a snapshot, all of `content` and nothing else. The content is proven to be whole
     /// and understood before anything is replaced: after an error nothing has changed. May take its time; no entry is applied meanwhile.
     fn restore(&self, content: &mut dyn io::Read) -> Result<(), Fatal>;
+
+    /// Bytes of the state, of the last entries, that will not be there for long. Snapshots wait for their end, unless the
+    /// log gets long without them.
+    fn passing_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// A frozen state. It is written in the background while the machine goes on, and dropped there.
@@ -119,7 +125,7 @@ impl Applier {
             self.membership = StoredMembership::new(Some(id), membership);
         }
         self.applied = Some(id);
-        self.store.note_applied(id.index, bytes);
+        self.store.note_applied(id.index, bytes, self.machine.passing_bytes());
         Ok(())
     }
 }

@@ -170,6 +170,8 @@ struct Figures {
     snapshot_bytes: u64,
     /// Bytes of the shared log from the group's first entry on.
     pinned_bytes: u64,
+    /// Bytes of the log and of the state that a later snapshot need not have.
+    passing_bytes: u64,
     /// The newest snapshot is not intact.
     damaged: bool,
     /// The newest snapshot is on its way to another replica.
@@ -190,10 +192,11 @@ enum Due {
 /// The group whose log is longest compared with what it may be; none when nothing is due.
 fn most_urgent(config: &SnapshotConfig, groups: &[Figures]) -> Option<(usize, Due)> {
     let all_bytes: u64 = groups.iter().map(|figures| figures.snapshot_bytes).sum();
-    let pinned_max = config.pinned_bytes.max(all_bytes / 2);
+    let passing_bytes: u64 = groups.iter().map(|figures| figures.passing_bytes).sum();
+    let pinned_max = config.pinned_bytes.max(all_bytes / 2) + passing_bytes;
     let mut most: Option<(usize, Due, f64)> = None;
     for (at, figures) in groups.iter().enumerate().filter(|(_, figures)| !figures.failed) {
-        let log_max = config.log_bytes.max(figures.snapshot_bytes / 2);
+        let log_max = config.log_bytes.max(figures.snapshot_bytes / 2) + figures.passing_bytes;
         // A transfer would have to begin again for a newer snapshot that replaces the one that is sent.
         let patience = if figures.sending { 2.0 } else { 1.0 };
         let log = figures.log_bytes as f64 / log_max.max(1) as f64 / patience;
@@ -224,6 +227,7 @@ impl Managed {
             log_bytes: self.store.uncovered_bytes(),
             snapshot_bytes: self.store.current().map_or(0, |file| file.bytes),
             pinned_bytes: self.log.pinned_bytes(),
+            passing_bytes: self.store.passing_bytes(),
             damaged: self.store.is_damaged(),
             sending: self.store.sending().is_some(),
             failed: self.raft.metrics().borrow_watched().running_state.is_err(),
@@ -341,6 +345,17 @@ mod tests {
         assert_eq!(most_urgent(&CONFIG(), &[large]), None);
         let large = Figures { log_bytes: 500, ..large };
         assert_eq!(most_urgent(&CONFIG(), &[large]), Some((0, Due::Snapshot)));
+    }
+
+    #[test]
+    fn what_is_there_for_a_while_is_not_held_against_the_log() {
+        let passing =
+            Figures { log_bytes: 599, passing_bytes: 500, pinned_bytes: 1500, ..Figures::default() };
+        assert_eq!(most_urgent(&CONFIG(), &[passing]), None);
+        let longer = Figures { log_bytes: 600, ..passing };
+        assert_eq!(most_urgent(&CONFIG(), &[longer]), Some((0, Due::Snapshot)));
+        let over = Figures { passing_bytes: 0, ..passing };
+        assert_eq!(most_urgent(&CONFIG(), &[over]), Some((0, Due::Snapshot)));
     }
 
     #[test]

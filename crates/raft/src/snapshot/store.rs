@@ -182,6 +182,8 @@ pub(crate) struct SnapshotStore {
     damaged: AtomicBool,
     /// Bytes of entries applied since the start, and what of it is in the newest snapshot.
     applied_bytes: AtomicU64,
+    /// What the machine said last of what will not be there for long.
+    passing_bytes: AtomicU64,
     covered_bytes: AtomicU64,
     /// Index behind the last entry applied.
     applied_next: AtomicU64,
@@ -215,6 +217,7 @@ impl SnapshotStore {
             current: Mutex::new(None),
             damaged: AtomicBool::new(false),
             applied_bytes: AtomicU64::new(0),
+            passing_bytes: AtomicU64::new(0),
             covered_bytes: AtomicU64::new(0),
             applied_next: AtomicU64::new(0),
             sending: Mutex::default(),
@@ -566,8 +569,9 @@ impl SnapshotStore {
         let _ = self.attempts.subscribe().wait_for(|attempts| attempts.begun == attempts.ended).await;
     }
 
-    /// An entry of this size was applied.
-    pub(crate) fn note_applied(&self, index: u64, bytes: usize) {
+    /// An entry of this size was applied, and so much of the state will not be there for long.
+    pub(crate) fn note_applied(&self, index: u64, bytes: usize, passing_bytes: u64) {
+        self.passing_bytes.store(passing_bytes, Ordering::Relaxed);
         // About what the entry takes in the log.
         const RECORD_BYTES: u64 = 48;
         self.applied_bytes.fetch_add(bytes as u64 + RECORD_BYTES, Ordering::Relaxed);
@@ -577,6 +581,11 @@ impl SnapshotStore {
     /// Index behind the last entry applied.
     pub(super) fn applied_next(&self) -> u64 {
         self.applied_next.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the state that will not be there for long.
+    pub(super) fn passing_bytes(&self) -> u64 {
+        self.passing_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes of entries applied that are in no snapshot.
