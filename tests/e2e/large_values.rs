@@ -138,7 +138,7 @@ async fn the_largest_values() -> Result<()> {
     let upload = tokio::spawn(set(first, interrupted.clone(), other.clone()));
     tokio::time::sleep(Duration::from_millis(200 + random.below(400))).await;
     cluster.kill(victim)?;
-    let ending = upload.await?;
+    let ending = upload.await?.map_err(|error| error.to_string());
     writers.progress(100, PATIENCE).await;
     let mut connection = Connection::open(&leader(&cluster).await?).await?;
     let there = connection.call(&["STRLEN", &interrupted]).await?.integer();
