@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 16] = [
+pub(crate) const END_TO_END: [&str; 17] = [
     "first_slice",
     "standalone",
     "dev_command",
