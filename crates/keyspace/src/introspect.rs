@@ -113,10 +113,10 @@ fn info(row: &Command, out: &mut dyn Sink) {
     out.int(last);
     out.int(step);
     statuses(row.acl_categories(), out);
-    out.array(row.tips.len());
+    out.set(row.tips.len());
     row.tips.iter().for_each(|tip| out.bulk(tip.as_bytes()));
     key_specs(row, out);
-    out.array(row.shown_subcommands().len());
+    out.set(row.shown_subcommands().len());
     row.shown_subcommands().iter().for_each(|row| info(row, out));
 }
 
@@ -128,17 +128,17 @@ fn statuses<'a>(names: impl Iterator<Item = &'a str>, out: &mut dyn Sink) {
 
 fn key_specs(row: &Command, out: &mut dyn Sink) {
     let Keys::Range { first, last, step } = row.keys else {
-        out.array(0);
+        out.set(0);
         return;
     };
     if row.access_each.is_empty() {
-        out.array(1);
+        out.set(1);
         // Redis counts the last key from the first unless it counts from the end.
         let last = if last < 0 { i64::from(last) } else { i64::from(last) - i64::from(first) };
         key_spec(row.key_notes, row.access, i64::from(first), last, i64::from(step), out);
         return;
     }
-    out.array(row.access_each.len());
+    out.set(row.access_each.len());
     for (index, access) in (i64::from(first)..).zip(row.access_each) {
         key_spec("", access, index, 0, 1, out);
     }

@@ -3,8 +3,14 @@
 use crate::node::Node;
 use kvorum_raft::Group;
 use kvorum_raft::metrics::{self, Metrics};
+use std::time::Duration;
 
 impl Node {
+    /// The longest time that a sync of the log took since this was asked last.
+    pub fn longest_sync(&self) -> Duration {
+        self.0.wal.longest_sync()
+    }
+
     /// All figures as of now. The label `shard` is the shard's number, or `meta` for the meta group.
     pub fn metrics(&self, out: &mut dyn Metrics) {
         metrics::wal(&self.0.wal.stats(), out);
@@ -32,7 +38,7 @@ impl Node {
             if let Some(age) = shard.data_age() {
                 out.gauge(
                     "kvorum_replica_data_age_seconds",
-                    "How long ago the leader had what the replica has; 0 on the leader.",
+                    "How long ago the leader had what the replica has; on the leader, how long it has been without a lease.",
                     &labels,
                     age.as_secs_f64(),
                 );

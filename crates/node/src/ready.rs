@@ -2,6 +2,10 @@
 
 use crate::node::Node;
 use crate::shard::Shard;
+use std::time::Duration;
+
+/// A leader that heard no majority for this long cannot serve.
+const QUORUM_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Entries that a majority has and this replica has not applied, beyond which it is not level with the others.
 const LAG_ENTRIES: u64 = 1024;
@@ -50,7 +54,11 @@ impl Shard {
         if lag > LAG_ENTRIES {
             return Some(format!("its replica lags by {lag} entries"));
         }
-        if self.is_stale() {
+        let leads = status.leader == Some(self.replica().0);
+        if leads && self.group().quorum_age().is_some_and(|age| age > QUORUM_PATIENCE) {
+            return Some("its replica leads and does not hear a majority".to_owned());
+        }
+        if !leads && self.is_stale() {
             return Some("its replica has not heard its leader for too long".to_owned());
         }
         None

@@ -214,10 +214,14 @@ impl Shard {
         Ok(())
     }
 
-    /// How long ago the leader had everything that is applied here: zero on a leader with a lease, nothing while that is not known.
+    /// How long ago the leader had everything that is applied here, nothing while that is not known: zero on a leader with a lease, on
+    /// one without it the time since a majority was heard.
     pub fn data_age(&self) -> Option<Duration> {
         if self.holds_lease() {
             return Some(Duration::ZERO);
+        }
+        if let Some(age) = self.0.group.quorum_age() {
+            return Some(age);
         }
         let applied = self.0.group.status().borrow().applied;
         self.0.freshness.lock().age(applied, self.0.environment.now())

@@ -8,6 +8,7 @@ use crate::connection::{self, Shared};
 use crate::control::Control;
 use crate::engine::{Engine, NodeReplica};
 use crate::http;
+use crate::latency::WAL_SYNC;
 use crate::limits::{LimitConfig, Refusal};
 use crate::metrics::{self, Exposition};
 use crate::password::{Password, RequirePass};
@@ -158,6 +159,8 @@ pub async fn serve(
     let mut shards = node.shards();
     let mut views = node.views();
     tokio::pin!(shutdown);
+    let mut look = tokio::time::interval(SAMPLE_INTERVAL);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let served = loop {
         if let Err(error) = ports.follow().await {
             break Err(error);
@@ -165,6 +168,11 @@ pub async fn serve(
         // Both senders live as long as the node, of which we hold one.
         tokio::select! {
             () = &mut shutdown => break Ok(()),
+            // The log is the server's: a slow sync holds up every port.
+            never = async { loop {
+                look.tick().await;
+                ports.note_sync(node.longest_sync());
+            } } => never,
             changed = shards.changed() => if changed.is_err() { break Ok(()) },
             changed = views.changed() => if changed.is_err() { break Ok(()) },
         }
@@ -308,6 +316,14 @@ impl Ports {
         self.shown.write().insert(id, Arc::clone(&shared));
         self.open.insert(id, OpenPort { shared, stop, task });
         Ok(())
+    }
+
+    /// A sync of the log took so long, and no other one of late longer.
+    fn note_sync(&self, took: Duration) {
+        let threshold = self.settings.latency_monitor_threshold();
+        for port in self.open.values() {
+            port.shared.port.latency.observe(WAL_SYNC, took, threshold);
+        }
     }
 
     async fn close(self) {

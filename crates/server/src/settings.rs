@@ -634,10 +634,10 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
             )));
         };
         if matches!(row.kind, Kind::Fixed(_)) {
-            return refuse(row, IMMUTABLE);
+            return refuse(&shown, IMMUTABLE);
         }
         if rows.iter().any(|(other, _)| other.name == row.name) {
-            return refuse(row, "duplicate parameter");
+            return refuse(&shown, "duplicate parameter");
         }
         rows.push((row, pair[1]));
     }
@@ -645,7 +645,7 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
     for (row, value) in rows {
         match row.parse(value, place) {
             Ok(value) => changes.push((row, value)),
-            Err(why) => return refuse(row, &why),
+            Err(why) => return refuse(row.name, &why),
         }
     }
     changes.into_iter().for_each(|(row, value)| row.store(&place.port.settings, value));
@@ -670,8 +670,8 @@ pub(crate) fn rewrite(place: Place<'_>) -> Outcome {
     })
 }
 
-fn refuse(row: &Row, why: &str) -> Outcome {
-    let name = row.name;
+/// The words of a refusal. Redis names a setting as the client did, but where it does not like the value.
+fn refuse(name: &str, why: &str) -> Outcome {
     Err(Error::one_line(format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}")))
 }
 

@@ -182,3 +182,27 @@ async fn changed_settings_are_written_to_the_file() {
     );
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_events_are_observed() {
+    let (_dir, server, mut client) = standalone().await;
+    client.call(&["CONFIG", "SET", "latency-monitor-threshold", "1"]).await.unwrap();
+    client.call(&["DEBUG", "SLEEP", "0.05"]).await.unwrap();
+    let latest = client.call(&["LATENCY", "LATEST"]).await.unwrap();
+    let command = |latest: &Value, name: &str| {
+        let events = latest.items().unwrap().to_vec();
+        events.into_iter().find(|event| event.items().unwrap()[0].text().as_deref() == Some(name))
+    };
+    let slept = command(&latest, "command").unwrap_or_else(|| panic!("{latest:?}"));
+    assert!((50..5_000).contains(&slept.items().unwrap()[2].integer().unwrap()), "{slept:?}");
+    // A write of a megabyte takes the disk a millisecond; once in a while is enough.
+    let start = Instant::now();
+    while command(&client.call(&["LATENCY", "LATEST"]).await.unwrap(), "wal-sync").is_none() {
+        assert!(start.elapsed() < PATIENCE, "a slow sync is observed");
+        client.call(&["SET", "k", &"x".repeat(1 << 20)]).await.unwrap();
+    }
+    assert!(
+        client.call(&["LATENCY", "DOCTOR"]).await.unwrap().text().unwrap().contains("The disk takes long")
+    );
+    server.stop().await;
+}

@@ -60,6 +60,8 @@ pub(super) struct Counters {
     pub(super) sync_us: AtomicU64,
     pub(super) sync_max_us: AtomicU64,
     pub(super) sync_times: SyncTimes,
+    /// The longest since somebody looked.
+    pub(super) sync_recent_us: AtomicU64,
     /// Frames written, and those of them that are on disk.
     pub(super) written: AtomicU64,
     pub(super) synced: AtomicU64,

@@ -318,6 +318,13 @@ impl Wal {
         self.shared.admit(bytes)
     }
 
+    /// The longest time that a sync took since this was asked last: for one who asks often.
+    pub fn longest_sync(&self) -> Duration {
+        Duration::from_micros(
+            self.shared.counters.sync_recent_us.swap(0, std::sync::atomic::Ordering::Relaxed),
+        )
+    }
+
     /// Figures since the log was opened.
     pub fn stats(&self) -> WalStats {
         self.shared.stats()

@@ -425,6 +425,7 @@ impl Writer {
         counters.syncs.fetch_add(1, Ordering::Relaxed);
         counters.sync_us.fetch_add(us, Ordering::Relaxed);
         counters.sync_max_us.fetch_max(us, Ordering::Relaxed);
+        counters.sync_recent_us.fetch_max(us, Ordering::Relaxed);
         counters.sync_times.record(took);
         self.synced = self.synced.max(sequence);
         counters.synced.store(self.synced, Ordering::Relaxed);

@@ -563,7 +563,7 @@ fn settings_are_shown_and_changed_as_in_redis() {
             "CONFIG SET timeout 1 Nosuch 1 timeout 2",
             "ERR Unknown option or number of arguments for CONFIG SET - 'Nosuch'",
         ),
-        ("CONFIG SET timeout 1 TIMEOUT x", &failed("timeout", "duplicate parameter")),
+        ("CONFIG SET timeout 1 TIMEOUT x", &failed("TIMEOUT", "duplicate parameter")),
         ("CONFIG SET timeout abc", &failed("timeout", integer)),
         ("CONFIG SET timeout 1.5", &failed("timeout", integer)),
         ("CONFIG SET timeout 01", &failed("timeout", integer)),
