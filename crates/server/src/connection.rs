@@ -60,6 +60,9 @@ const QUEUE_LENGTH: usize = 64;
 const BYTES_IN_FLIGHT: usize = kvorum_node::CHUNK_BYTES;
 /// Replies that the client has not taken, beyond which no request is looked at.
 const UNSENT_BYTES: usize = 1024 * 1024;
+/// What a reply is taken for before there was one: batches are small until replies turn out to be, for what a pipeline asks for at
+/// once is in memory at once.
+const FIRST_REPLY_BYTES: usize = UNSENT_BYTES / 16;
 /// Replies of the session share a sink until it holds this much.
 const SHARED_SINK_BYTES: usize = 16 * 1024;
 
@@ -178,7 +181,7 @@ pub(crate) async fn serve<E: Engine>(shared: Arc<Shared<E>>, stream: TcpStream, 
         hold: None,
         spare: Vec::new(),
         tally: Tally::default(),
-        reply_bytes: 0,
+        reply_bytes: FIRST_REPLY_BYTES,
         last_command: "",
     };
     if let Err(error) = connection.run().await {
@@ -193,11 +196,12 @@ impl<E: Engine> Connection<E> {
         let client = Arc::clone(&self.client);
         let mut told = pin!(client.told());
         loop {
-            let turn_is_over = self.turn().await;
+            let mut turn_is_over = self.turn().await;
             self.note_turn();
             // What it can take at once does not count, as in Redis, where replies are written before they are measured.
             if self.is_over_hard_limit() {
-                let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx))).await?;
+                // What was written made room: there may be more to do.
+                turn_is_over |= poll_fn(|cx| Poll::Ready(self.poll_write(cx))).await?;
                 if self.is_over_hard_limit() {
                     self.shared.port.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
                     warn!(client = %client.describe(Instant::now()), "a client left too much unread and is disconnected");

@@ -82,6 +82,10 @@ async fn members(named: &[String], password: Option<&str>, patience: Duration) -
             Ok(Ok(Reply::Error(error))) if error.contains("cluster support disabled") => {
                 vec![address.clone()]
             }
+            Ok(Ok(Reply::Error(error))) => {
+                last = Some(format!("CLUSTER NODES is answered with {error}"));
+                continue;
+            }
             Ok(Ok(other)) => {
                 last = Some(format!("CLUSTER NODES is answered with {other:?}"));
                 continue;

@@ -381,7 +381,7 @@ impl<E: Engine> Connection<E> {
             count_error(&self.shared.port.stats, text);
         }
         let bytes = out.bytes().len() - mark;
-        self.reply_bytes = (3 * self.reply_bytes + bytes / total) / 4;
+        self.reply_bytes = (bytes / total).max((3 * self.reply_bytes + bytes / total) / 4);
         if terms.muted {
             out.mute_since(mark);
         }

@@ -1189,3 +1189,20 @@ async fn each_reply_is_in_the_protocol_of_its_moment() {
     let rest = String::from_utf8(rest).unwrap();
     assert!(rest.contains("*0\r\n$-1\r\n*6\r\n$5\r\nflags\r\n*1\r\n"), "{rest}");
 }
+
+/// Reads between writes go through the log with them, so they cannot be cut short: the batches are small until replies are.
+#[tokio::test]
+async fn large_replies_between_writes_are_not_made_all_at_once() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    with_large_value(&server).await;
+    let mut client = server.client().await;
+    client.send(&"SET nosuch{bar} 1\r\nGET bar\r\n".repeat(2_000)).await;
+    until("replies wait", || described(&server, 2).contains(" events=rw ")).await;
+    tokio::time::sleep(SILENCE).await;
+    let waiting = server.shared.port.clients.get(2).unwrap().meters.output_peak.load(Ordering::Relaxed);
+    assert!(waiting < 200_000_000, "{waiting} bytes");
+    let reply = format!("+OK\r\n$1000000\r\n{}\r\n", "x".repeat(1_000_000));
+    for _ in 0..5 {
+        client.expect(&reply).await;
+    }
+}
