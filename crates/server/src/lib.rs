@@ -13,6 +13,9 @@ mod connection;
 mod control;
 mod dispatch;
 mod engine;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod histogram;
 mod http;
@@ -31,7 +34,7 @@ mod session;
 mod settings;
 mod slowlog;
 mod stats;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod testing;
 
 pub use control::Control;

@@ -1,4 +1,7 @@
-//! For the tests of this crate: a port, and a replica that does as a test tells it, with a real keyspace.
+//! For the tests of this crate, and fuzzers: a port, and a replica that does as a test tells it, with a real keyspace.
+
+#![allow(clippy::unwrap_used, reason = "a test or a fuzzer may fail by panicking")]
+#![cfg_attr(not(test), allow(dead_code, reason = "fuzzers take a part of it"))]
 
 use crate::control::Control;
 use crate::engine::{Engine, Failure};
