@@ -438,6 +438,24 @@ impl Cluster {
         serde_json::from_str(&succeed(&mut status)?).context("cluster status printed no JSON")
     }
 
+    /// `kvorum cluster handover`: another replica of the shard leads then.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn handover(&self, shard: u16) -> Result<()> {
+        let any = *self.running().first().context("no server runs")?;
+        let mut handover = Command::new(&self.program);
+        handover.args([
+            "cluster",
+            "handover",
+            "--server",
+            &self.peer_addr(any),
+            "--shard",
+            &shard.to_string(),
+        ]);
+        succeed(&mut handover).map(drop)
+    }
+
     /// `host:port` of the leader of a shard, when all running servers agree on it and it runs.
     ///
     /// # Errors

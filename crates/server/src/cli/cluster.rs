@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use anyhow::{Context, Result, ensure};
-use kvorum_cluster::{Durability, Mode, ShardId};
+use kvorum_cluster::{Durability, Mode, ReplicaId, ShardId};
 use kvorum_node::{AdminClient, ClusterStatus, CreateCluster, ShardStatus};
 use serde::Serialize;
 
@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Create(CreateArgs),
     /// Show servers, shards, leaders and how far the replicas are
     Status(StatusArgs),
+    /// Hand the leadership of a shard to another of its replicas; clients are held for a moment and lose nothing
+    Handover(HandoverArgs),
     /// Open replicas whose logs may have lost their end, when too many did for the others to replace them
     TrustLog(TrustLogArgs),
 }
@@ -60,6 +62,20 @@ pub(crate) struct StatusArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
+}
+
+/// Arguments of `kvorum cluster handover`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HandoverArgs {
+    /// A server of the cluster, by host and peer port
+    #[arg(long, value_name = "HOST:PEERPORT", default_value = "127.0.0.1:7198")]
+    server: String,
+    /// Number of the shard
+    #[arg(long, value_name = "N")]
+    shard: u16,
+    /// The replica that shall lead, by its client address [default: the follower that lags least]
+    #[arg(long, value_name = "HOST:PORT")]
+    to: Option<String>,
 }
 
 /// Arguments of `kvorum cluster trust-log`.
@@ -185,6 +201,10 @@ pub(crate) fn run(command: Command) -> Result<()> {
             };
             say(&text)
         }
+        Command::Handover(args) => {
+            let leads = runtime.block_on(handover(&args))?;
+            say(&format!("{leads} leads shard {}\n", args.shard))
+        }
         Command::TrustLog(args) => {
             let shard = match args.shard.as_str() {
                 "all" => None,
@@ -197,6 +217,22 @@ pub(crate) fn run(command: Command) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Returns the address of the replica that leads then.
+async fn handover(args: &HandoverArgs) -> Result<String> {
+    let overview = overview(&args.server).await?;
+    let shard = overview.shards.iter().find(|shard| shard.id == args.shard);
+    let shard = shard.with_context(|| format!("there is no shard {}", args.shard))?;
+    let target = shard.heir(args.to.as_deref())?;
+    let leader = shard.leader_addr().with_context(|| format!("shard {} has no leader now", shard.id))?;
+    if target.addr == leader {
+        return Ok(target.addr.clone());
+    }
+    let hosts_leader = |row: &&ServerRow| format!("{}:{}", row.host, row.base_port + shard.id) == leader;
+    let server = overview.servers.iter().find(hosts_leader).context("the leader is on no known server")?;
+    AdminClient::connect(&server.peer).await?.transfer(ShardId(shard.id), ReplicaId(target.id)).await?;
+    Ok(target.addr.clone())
 }
 
 async fn trust_log(server: &str, shard: Option<ShardId>) -> Result<Vec<ShardId>> {
@@ -256,6 +292,21 @@ impl ShardRow {
     /// `host:port` of the other replicas.
     pub(crate) fn follower_addrs(&self) -> Vec<&str> {
         self.replicas.iter().filter(|r| r.role != "leader").map(|r| r.addr.as_str()).collect()
+    }
+
+    /// The replica at an address, or else the follower that lags least.
+    fn heir(&self, addr: Option<&str>) -> Result<&ReplicaRow> {
+        match addr {
+            Some(addr) => {
+                let replica = self.replicas.iter().find(|replica| replica.addr == addr);
+                replica.with_context(|| format!("--to {addr}: no replica of shard {} is there", self.id))
+            }
+            None => {
+                let followers = self.replicas.iter().filter(|replica| replica.role == "follower");
+                let heir = followers.min_by_key(|replica| replica.lag.unwrap_or(u64::MAX));
+                heir.with_context(|| format!("shard {} has no follower that could lead", self.id))
+            }
+        }
     }
 
     /// Whether the server with this base port has a replica.
@@ -515,6 +566,17 @@ shard  slots       term  replica        role         applied  lag
         let overview = Overview::from(status);
         assert_eq!(overview.shards[0].leader_addr(), Some("10.0.0.2:7101"));
         assert_eq!(overview.shards[0].replicas[0].role, "deposed");
+    }
+
+    #[test]
+    fn the_heir_is_who_was_named_or_the_follower_that_lags_least() {
+        let mut shard = Overview::from(status()).shards.remove(0);
+        let heir = |shard: &ShardRow, to| shard.heir(to).map(|replica| replica.id).ok();
+        assert_eq!(heir(&shard, None), Some(1));
+        assert_eq!(heir(&shard, Some("10.0.0.3:7101")), Some(3));
+        assert_eq!(heir(&shard, Some("10.0.0.9:7101")), None);
+        shard.replicas[0].role = "unreachable".to_owned();
+        assert_eq!(heir(&shard, None), None);
     }
 
     #[test]
