@@ -7,6 +7,10 @@
 
 /// Whether `text` as a whole matches `pattern`. With `fold_case`, ASCII letters match in either case.
 pub fn matches(pattern: &[u8], text: &[u8], fold_case: bool) -> bool {
+    // As in Redis, where only `*` alone, which its commands ask for before they look, fits what is empty.
+    if text.is_empty() {
+        return pattern.is_empty() || pattern == b"*";
+    }
     let fold = |byte: u8| if fold_case { byte.to_ascii_lowercase() } else { byte };
     let (mut p, mut t) = (0, 0);
     // Where to go on when the bytes after the last star did not fit: the pattern after it, the text it takes.
