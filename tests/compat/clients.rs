@@ -1,7 +1,6 @@
 //! Clients that nobody here wrote, unmodified: redis-py, redis-benchmark, redis-cli in pipe mode.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -9,16 +8,6 @@ use kvorum_testkit::cluster::succeed;
 use kvorum_testkit::resp::encode;
 use kvorum_testkit::slots::{key_in, slot_of};
 use kvorum_testkit::{Cluster, Connection, Shape, Value, binary};
-
-/// A Python that has redis-py: `KVORUM_PYTHON`, or the environment that `cargo xtask prepare` makes.
-fn python() -> Result<PathBuf> {
-    let path = match std::env::var_os("KVORUM_PYTHON") {
-        Some(path) => path.into(),
-        None => binary::target_dir().join("python/bin/python"),
-    };
-    ensure!(path.exists(), "{} is not there: run `cargo xtask prepare` first", path.display());
-    Ok(path)
-}
 
 fn port_of(addr: &str) -> &str {
     addr.rsplit_once(':').map_or(addr, |(_, port)| port)
@@ -30,7 +19,7 @@ async fn redis_py_cluster() -> Result<()> {
     let script = binary::workspace().join("tests/compat/redis_py.py");
     // From the first and from the last port: any node must do as a start.
     for addr in [cluster.addr(1, 0), cluster.addr(3, 2)] {
-        let said = succeed(Command::new(python()?).arg(&script).args(["127.0.0.1", port_of(&addr)]))?;
+        let said = succeed(Command::new(binary::python()?).arg(&script).args(["127.0.0.1", port_of(&addr)]))?;
         eprint!("{said}");
         assert!(said.ends_with(": ok\n"), "{said}");
     }

@@ -54,3 +54,16 @@ pub fn build(profile: &str) -> Result<PathBuf> {
     let folder = if profile == "dev" { "debug" } else { profile };
     Ok(target_dir().join(folder).join("kvorum"))
 }
+
+/// A Python that has redis-py: `KVORUM_PYTHON`, or the environment that `cargo xtask prepare` makes.
+///
+/// # Errors
+/// When it is not there.
+pub fn python() -> Result<PathBuf> {
+    let path = match std::env::var_os("KVORUM_PYTHON") {
+        Some(path) => path.into(),
+        None => target_dir().join("python/bin/python"),
+    };
+    ensure!(path.exists(), "{} is not there: run `cargo xtask prepare` first", path.display());
+    Ok(path)
+}

@@ -399,6 +399,8 @@ fn agree(argv: &[Vec<u8>], ours: &Reply, theirs: &Reply) -> bool {
         "DUMP" => same_type,
         "HELLO" => without_identity(ours) == without_identity(theirs),
         "OBJECT" if word(1) == "IDLETIME" => close(TOLERANCE_MS / 1000),
+        // `refcount` in docs/differences.md.
+        "OBJECT" if word(1) == "REFCOUNT" => same_type,
         "CLIENT" => matches!(word(1).as_str(), "ID" | "INFO" | "LIST" | "HELP") && same_type,
         "CONFIG" if word(1) == "GET" => ours.clone().sorted() == theirs.clone().sorted(),
         // What was slow is slow on one side alone; `memory` in docs/differences.md.

@@ -13,6 +13,7 @@
 //! | [`reply`], [`plain`] | replies with their exact types, and a blocking connection that reads them |
 //! | [`oracle`] | a real redis-server |
 //! | [`script`] | golden scripts |
+//! | [`storm`] | very many connections |
 //! | [`differential`] | random commands on two servers |
 //! | [`client`] | a cluster-aware client that says of every command: done, refused, or unknown |
 //! | [`workload`] | concurrent writers and register clients |
@@ -49,6 +50,7 @@ pub mod reply;
 pub mod resp;
 pub mod script;
 pub mod slots;
+pub mod storm;
 pub mod trial;
 pub mod wal;
 pub mod workload;

@@ -1,6 +1,10 @@
 //! `fuzz`: random commands and random bytes, for as long as one wants.
 
-use anyhow::{Result, ensure};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use kvorum_testkit::binary::{target_dir, workspace};
+use kvorum_testkit::cluster::succeed;
 use kvorum_testkit::differential::{self, Pair};
 use kvorum_testkit::oracle::Redis;
 use kvorum_testkit::{Cluster, Shape};
@@ -47,4 +51,64 @@ pub(crate) async fn differential(args: &Differential) -> Result<()> {
     }
     ensure!(found.differences.is_empty() && found.missing.is_empty(), "the replies differ");
     Ok(())
+}
+
+/// The targets in `fuzz/`.
+const TARGETS: [&str; 2] = ["decoder", "session"];
+/// What makes libFuzzer see which branches an input takes. All of it is known to a stable compiler; sanitizers are not, and there is
+/// little for them to see: the crates allow no unsafe code.
+const INSTRUMENTED: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+
+/// Arguments of `cargo xtask fuzz bytes`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Bytes {
+    /// How long, for all targets together
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Only this target
+    #[arg(long, value_parser = TARGETS)]
+    target: Option<String>,
+}
+
+/// libFuzzer on each target, beginning with the corpus in the tree. New inputs go below `target/fuzz`, and so does one that fails.
+pub(crate) fn bytes(args: &Bytes) -> Result<()> {
+    let targets: Vec<&str> =
+        TARGETS.into_iter().filter(|t| args.target.as_deref().is_none_or(|only| only == *t)).collect();
+    ensure!(args.minutes > 0, "--minutes must be at least 1");
+    let (fuzz, target_dir) = (workspace().join("fuzz"), target_dir().join("fuzz"));
+    let triple = host()?;
+    // With a target of its own, so that programs of the build itself are not instrumented.
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--release", "--locked", "--target", &triple, "--target-dir"]).arg(&target_dir);
+    build.current_dir(&fuzz).env("RUSTFLAGS", INSTRUMENTED);
+    ensure!(build.status().context("starting cargo")?.success(), "the fuzz targets do not build");
+    for target in &targets {
+        let (found, artifacts) =
+            (target_dir.join("corpus").join(target), target_dir.join("artifacts").join(target));
+        std::fs::create_dir_all(&found)?;
+        std::fs::create_dir_all(&artifacts)?;
+        let seconds = args.minutes * 60 / targets.len() as u64;
+        println!("{target}: {seconds} seconds");
+        let mut run = Command::new(target_dir.join(&triple).join("release").join(target));
+        run.arg(format!("-max_total_time={seconds}"));
+        run.args(["-timeout=10", "-rss_limit_mb=1024", "-max_len=16384", "-print_final_stats=1"]);
+        run.arg(format!("-artifact_prefix={}/", artifacts.display()));
+        run.arg(&found).arg(fuzz.join("corpus").join(target));
+        ensure!(run.status()?.success(), "{target} failed; the input is in {}", artifacts.display());
+    }
+    println!(
+        "{} minutes, nothing found; inputs of new branches are in {}",
+        args.minutes,
+        target_dir.join("corpus").display()
+    );
+    Ok(())
+}
+
+/// The triple of this machine.
+fn host() -> Result<String> {
+    let version = succeed(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.to_owned())
 }

@@ -17,14 +17,17 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 17] = [
+pub(crate) const END_TO_END: [&str; 20] = [
     "first_slice",
     "standalone",
     "dev_command",
     "readme_tour",
     "clients",
     "scripts",
+    "handshakes",
     "differential",
+    "burst",
+    "handover",
     "leader_kill",
     "large_values",
     "torn_and_flipped",
@@ -135,6 +138,20 @@ fn run_tests(args: &Args, report: &mut Report) -> Result<()> {
         }
         report.run(lane, command, true);
     }
+    Ok(())
+}
+
+/// One lane with other numbers, which it takes from its environment.
+pub(crate) fn soak(lane: &str, numbers: &[(&str, u64)]) -> Result<()> {
+    let python = tools::prepare(&[lane])?;
+    let program = binary::build("e2e")?;
+    let mut command = cargo(&["test", "--locked", "--package", "kvorum-tests", "--test", lane]);
+    command.args(["--", "--test-threads", "1", "--nocapture"]);
+    command.env("KVORUM_BIN", program).env("KVORUM_PYTHON", python);
+    for (name, number) in numbers {
+        command.env(name, number.to_string());
+    }
+    ensure!(command.status().context("starting cargo")?.success(), "{lane} failed");
     Ok(())
 }
 

@@ -8,7 +8,10 @@
 //! | `bench cluster` | throughput against a real Redis, in one interleaved run |
 //! | `bench snapshot` | how much longer commands take while a snapshot is written |
 //! | `image` | the container image of the static program |
+//! | `bench burst`, `bench leak` | what an established client notices of very many others |
+//! | `soak handover` | planned handovers of leaders under redis-py and redis-rs |
 //! | `fuzz differential` | random commands on a cluster and on a real Redis |
+//! | `fuzz bytes` | random bytes for the request decoder and the session |
 //! | `failover` | how long writes pause when a leader dies, and that none is lost |
 
 #![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
@@ -18,6 +21,7 @@ mod failover;
 mod fuzz;
 mod lanes;
 mod snapshot;
+mod storm;
 mod tools;
 
 use std::process::ExitCode;
@@ -46,6 +50,9 @@ enum Task {
     /// Measures
     #[command(subcommand)]
     Bench(Bench),
+    /// Lanes that run for longer
+    #[command(subcommand)]
+    Soak(Soak),
     /// Random input
     #[command(subcommand)]
     Fuzz(Fuzz),
@@ -72,12 +79,34 @@ enum Bench {
     Cluster(bench::Args),
     /// GET and SET while a shard of a million keys writes a snapshot; fails when the slowest percent takes twice as long
     Snapshot(snapshot::Args),
+    /// A thousand connections at once, and ten thousand a second; fails when an established client's p99 is above three times its quiet value
+    Burst(storm::Args),
+    /// A client that opens connections until it is refused; fails when another one's p99 doubles, or nobody else gets in
+    Leak(storm::Args),
+}
+
+#[derive(Debug, Subcommand)]
+enum Soak {
+    /// Planned handovers under the cluster clients of redis-py and redis-rs; fails when an application sees an error
+    Handover(HandoverArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct HandoverArgs {
+    /// How long
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
+    /// Time from one handover to the next
+    #[arg(long, default_value_t = 10)]
+    every_seconds: u64,
 }
 
 #[derive(Debug, Subcommand)]
 enum Fuzz {
     /// Random commands on a cluster and on a real Redis; fails with a small script when the replies differ
     Differential(fuzz::Differential),
+    /// Random bytes for the request decoder and the session, by libFuzzer; fails when a property does not hold
+    Bytes(fuzz::Bytes),
 }
 
 fn main() -> ExitCode {
@@ -98,7 +127,14 @@ fn run(task: Task) -> Result<()> {
         Task::Image(args) => image(&args),
         Task::Bench(Bench::Cluster(args)) => block_on(bench::cluster(&args)),
         Task::Bench(Bench::Snapshot(args)) => block_on(snapshot::run(&args)),
+        Task::Bench(Bench::Burst(args)) => block_on(storm::burst_bar(&args)),
+        Task::Bench(Bench::Leak(args)) => block_on(storm::leak_bar(&args)),
+        Task::Soak(Soak::Handover(args)) => lanes::soak(
+            "handover",
+            &[("KVORUM_SECONDS", args.minutes * 60), ("KVORUM_EVERY_SECONDS", args.every_seconds)],
+        ),
         Task::Fuzz(Fuzz::Differential(args)) => block_on(fuzz::differential(&args)),
+        Task::Fuzz(Fuzz::Bytes(args)) => fuzz::bytes(&args),
         Task::Failover(args) => block_on(failover::run(&args)),
     }
 }

@@ -333,7 +333,6 @@ const SETTINGS: &[&str] = &[
     "databases",
     "requirepass",
     "maxmemory-policy",
-    "appendonly",
     "slave-read-only",
     "replica-read-only",
     "tcp-keepalive",
@@ -511,7 +510,7 @@ impl Commands {
             }
             1 => b"compressible ".repeat(self.random.below(100) as usize),
             2 => self.random.next().to_string().into_bytes(),
-            3 => (self.random.next() as i64 >> self.random.below(64)).to_string().into_bytes(),
+            3 => (self.random.next().cast_signed() >> self.random.below(64)).to_string().into_bytes(),
             _ => self.value(),
         }
     }
