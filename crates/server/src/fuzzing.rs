@@ -22,7 +22,7 @@ const MAX_REQUESTS: usize = 200;
 #[derive(PartialEq, Eq, Debug)]
 struct Decoded {
     requests: Vec<Vec<Vec<u8>>>,
-    error: Option<String>,
+    error: Option<Vec<u8>>,
 }
 
 /// Decodes the bytes in one piece, byte by byte, and in pieces that the first byte chooses.
@@ -58,7 +58,7 @@ fn decoded<'a>(pieces: impl Iterator<Item = &'a [u8]>, limits: Limits) -> Decode
                 Ok(None) => break,
                 Err(error) => {
                     check_error(error.text());
-                    decoded.error = Some(error.text().to_owned());
+                    decoded.error = Some(error.text().to_vec());
                     return decoded;
                 }
             }
@@ -70,9 +70,10 @@ fn decoded<'a>(pieces: impl Iterator<Item = &'a [u8]>, limits: Limits) -> Decode
 }
 
 /// An error of the protocol is a line that begins as Redis's do.
-fn check_error(text: &str) {
-    assert!(text.starts_with("ERR Protocol error: "), "{text}");
-    assert!(!text.contains(['\r', '\n']), "{text:?} is more than a line");
+fn check_error(text: &[u8]) {
+    let shown = text.escape_ascii();
+    assert!(text.starts_with(b"ERR Protocol error: "), "{shown}");
+    assert!(!text.contains(&b'\r') && !text.contains(&b'\n'), "{shown} is more than a line");
 }
 
 /// Serves the requests in the bytes, with a keyspace of its own; the first byte chooses mode, password and protocol. Returns all
