@@ -1,5 +1,6 @@
 //! The commands of one client read that travel together to one shard, and where their replies go.
 
+use kvorum_cluster::BASE_LEVEL;
 use kvorum_keyspace::argv::{self, Malformed};
 use kvorum_keyspace::{ArgVec, Args, Command, Sink, Slot};
 use std::any::Any;
@@ -60,7 +61,7 @@ impl<'a> BatchItem<'a> {
     }
 
     /// The least feature level of an entry that holds the command.
-    pub(crate) fn level(&self) -> u16 {
+    fn level(&self) -> u16 {
         let level_with = self.command.level_with.and_then(|level| Some(level(&self.argv().ok()?)));
         level_with.unwrap_or(self.command.level)
     }
@@ -111,6 +112,12 @@ impl Batch {
     /// Bytes of all commands together.
     pub fn size_bytes(&self) -> usize {
         self.packed.len()
+    }
+
+    /// The least feature level of an entry with the writes of the batch.
+    pub(crate) fn level(&self) -> u16 {
+        let writes = self.iter().filter(|item| item.command.is_write());
+        writes.map(|item| item.level()).max().unwrap_or(BASE_LEVEL)
     }
 
     /// The last command, if it is a write of more than `chunk_bytes`.

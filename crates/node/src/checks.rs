@@ -11,15 +11,19 @@
 use crate::node::Node;
 use crate::shard::Shard;
 use kvorum_cluster::checks::{Finding, compare};
-use kvorum_cluster::{CHECK_LEVEL, Note, ReplicaId, ServerId};
+use kvorum_cluster::{BASE_LEVEL, CHECK_LEVEL, Note, ReplicaId, ServerId};
 use kvorum_proto::admin as rpc;
 use kvorum_raft::Status;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use tracing::error;
 
 /// How many notes of each replica an announcement carries: a lost one is made up for by the next.
 const ANNOUNCED: usize = 4;
+
+/// A server that is up has been heard after so long.
+const HEARD_AFTER: Duration = Duration::from_secs(2);
 
 /// How many notes of each other replica are kept: one that is this many checks behind is not compared.
 const KEPT: usize = 64;
@@ -50,10 +54,33 @@ impl Checks {
     }
 
     /// Whether all members of a group are known to have this feature level.
-    pub(crate) fn all_know(&self, status: &Status, level: u16) -> bool {
+    fn all_know(&self, status: &Status, level: u16) -> bool {
         let levels = &self.0.lock().levels;
         let knows = |server| levels.get(&ServerId(server)).is_some_and(|&known| known >= level);
         status.members.values().all(|member| knows(member.server))
+    }
+
+    /// Whether an entry of this level may be proposed to a group; `None` while that is not known. `up` is how long this
+    /// server has been running.
+    ///
+    /// A server that has not been heard in all that time is down, and does not keep the others from using what they know: if it is of
+    /// an earlier version, its replicas stop at the entry until it is upgraded.
+    pub(crate) fn may_propose(&self, status: &Status, level: u16, up: Duration) -> Option<bool> {
+        if level <= BASE_LEVEL {
+            return Some(true);
+        }
+        let levels = &self.0.lock().levels;
+        let known = status.members.values().map(|member| levels.get(&ServerId(member.server)));
+        let (mut unheard, mut earlier) = (false, false);
+        for known in known {
+            unheard |= known.is_none();
+            earlier |= known.is_some_and(|&known| known < level);
+        }
+        match (earlier, unheard) {
+            (true, _) => Some(false),
+            (false, true) if up < HEARD_AFTER => None,
+            (false, _) => Some(true),
+        }
     }
 
     fn learn(&self, replica: ReplicaId, note: Note) {

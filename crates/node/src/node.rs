@@ -508,6 +508,7 @@ impl Node {
             environment: self.environment().clone(),
             configuration,
             checks: Arc::clone(&inner.checks),
+            since: self.environment().now(),
             chunk_bytes: inner.config.chunk_bytes,
             patience: inner.config.write_timeout,
         }

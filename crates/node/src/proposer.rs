@@ -54,6 +54,8 @@ pub(crate) struct Submission {
     pub(crate) out: Box<dyn ReplySink>,
     pub(crate) reply: ReplySender,
     pub(crate) upload: Upload,
+    /// The least feature level of an entry with its writes.
+    pub(crate) level: u16,
 }
 
 /// How a submission's large write stands.
@@ -72,8 +74,10 @@ pub enum SubmitError {
     NotLeader(Batch, Box<dyn ReplySink>),
     /// Indefinite: leadership was lost or time ran out after the proposal; nobody knows what ran.
     Unknown,
-    /// Definite: nothing ran, a command is larger than any may be, or than some server of an earlier version understands.
+    /// Definite: nothing ran, a command is larger than any may be.
     TooLarge,
+    /// Definite: nothing ran, some server is of an earlier version that does not know a command, or an option, or one so large.
+    NotSupported,
     /// Definite: nothing ran, the disk of the leader is nearly full.
     NoSpace,
 }
@@ -84,6 +88,7 @@ impl std::fmt::Debug for SubmitError {
             SubmitError::NotLeader(..) => "NotLeader",
             SubmitError::Unknown => "Unknown",
             SubmitError::TooLarge => "TooLarge",
+            SubmitError::NotSupported => "NotSupported",
             SubmitError::NoSpace => "NoSpace",
         })
     }
@@ -102,6 +107,10 @@ impl Submission {
 
     fn too_large(self) {
         let _ = self.reply.send(Err(SubmitError::TooLarge));
+    }
+
+    fn not_supported(self) {
+        let _ = self.reply.send(Err(SubmitError::NotSupported));
     }
 
     fn no_space(self) {
@@ -143,6 +152,8 @@ pub(crate) struct Proposer {
     pub(crate) configuration: watch::Receiver<Option<Configure>>,
     /// Who can be compared.
     pub(crate) checks: Arc<Checks>,
+    /// When the replica was opened.
+    pub(crate) since: Duration,
     /// Larger writes go in chunks of this many bytes.
     pub(crate) chunk_bytes: usize,
     /// How long a chunk may take.
@@ -287,6 +298,7 @@ impl Proposer {
                 wal: self.wal.clone(),
                 environment: self.environment.clone(),
                 checks: Arc::clone(&self.checks),
+                since: self.since,
                 chunk_bytes: self.chunk_bytes,
                 patience: self.patience,
             };
@@ -308,6 +320,7 @@ impl Proposer {
             }
             Err(UploadError::NotLeader) => submission.not_leader(),
             Err(UploadError::TooLarge) => submission.too_large(),
+            Err(UploadError::NotSupported) => submission.not_supported(),
             Err(UploadError::NoSpace) => submission.no_space(),
             Err(UploadError::Unwanted) => {}
         }
@@ -323,11 +336,16 @@ impl Proposer {
             submissions.into_iter().for_each(Submission::not_leader);
             return;
         }
+        let submissions = self.supported(submissions);
+        if submissions.is_empty() {
+            return;
+        }
         let mut builder = EntryBuilder::new(self.header());
         for submission in &submissions {
+            builder.needs(submission.level);
             let commands = submission.batch.len() - usize::from(submission.is_uploaded());
             for item in submission.batch.iter().take(commands).filter(|item| item.command.is_write()) {
-                builder.needs(item.level()).command(item.db, item.packed);
+                builder.command(item.db, item.packed);
             }
             if submission.is_uploaded() {
                 let item = submission.batch.item(commands);
@@ -346,6 +364,25 @@ impl Proposer {
             })),
             Err(error) => settle(Some(pending), Err(error)),
         }
+    }
+
+    /// Those that all servers understand; the others have their outcome.
+    fn supported(&self, submissions: Vec<Submission>) -> Vec<Submission> {
+        if submissions.iter().all(|submission| submission.level <= BASE_LEVEL) {
+            return submissions;
+        }
+        let up = self.environment.now().saturating_sub(self.since);
+        let status = self.group.status().borrow().clone();
+        let mut supported = Vec::with_capacity(submissions.len());
+        for submission in submissions {
+            match self.checks.may_propose(&status, submission.level, up) {
+                Some(true) => supported.push(submission),
+                Some(false) => submission.not_supported(),
+                // It comes again, and by then it is known.
+                None => submission.not_leader(),
+            }
+        }
+        supported
     }
 
     /// Proposes an entry that no client asked for.

@@ -277,7 +277,8 @@ impl Shard {
         } else {
             (Upload::NotNeeded, None)
         };
-        let submission = Submission { batch, out, reply, upload };
+        let level = batch.level();
+        let submission = Submission { batch, out, reply, upload, level };
         // Never waiting for room here keeps batches in the order in which they are submitted; who finds the
         // queue full has lost nothing and comes again.
         match self.0.proposer.try_send(submission) {

@@ -33,6 +33,8 @@ pub(crate) struct Uploader {
     pub(crate) wal: Wal,
     pub(crate) environment: Environment,
     pub(crate) checks: Arc<Checks>,
+    /// When the replica was opened.
+    pub(crate) since: Duration,
     pub(crate) chunk_bytes: usize,
     /// How long a chunk may be without an outcome.
     pub(crate) patience: Duration,
@@ -43,8 +45,10 @@ pub(crate) struct Uploader {
 pub(crate) enum UploadError {
     /// This replica does not lead, or no majority answers.
     NotLeader,
-    /// Not all servers understand chunks, or it is larger than anything may be.
+    /// It is larger than anything may be.
     TooLarge,
+    /// Not all servers understand chunks.
+    NotSupported,
     /// The disk is nearly full.
     NoSpace,
     /// Nobody waits for it any more.
@@ -104,14 +108,15 @@ impl Uploader {
 
     /// A leader that is new may not have heard of all servers yet.
     async fn all_know_chunks(&self) -> Result<(), UploadError> {
-        let deadline = self.environment.now() + self.patience;
-        while !self.checks.all_know(&self.group.status().borrow(), CHUNK_LEVEL) {
-            if self.environment.now() >= deadline {
-                return Err(UploadError::TooLarge);
+        loop {
+            let up = self.environment.now().saturating_sub(self.since);
+            let may = self.checks.may_propose(&self.group.status().borrow(), CHUNK_LEVEL, up);
+            match may {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(UploadError::NotSupported),
+                None => tokio::time::sleep(LEVEL_INTERVAL).await,
             }
-            tokio::time::sleep(LEVEL_INTERVAL).await;
         }
-        Ok(())
     }
 
     async fn propose(&self, fill: impl FnOnce(&mut EntryBuilder)) -> Result<Proposal, UploadError> {

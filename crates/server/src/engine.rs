@@ -166,8 +166,10 @@ impl Engine for NodeReplica {
                 Ok(out) => Ok(own(out)),
                 Err(SubmitError::NotLeader(batch, _)) => Err(Failure::NotLeader(batch)),
                 Err(SubmitError::Unknown) => Err(Failure::Unknown),
-                Err(SubmitError::TooLarge) => Err(Failure::Refused(
-                    "ERR the command is larger than 1 GiB, or than all servers of the cluster understand yet",
+                Err(SubmitError::TooLarge) => Err(Failure::Refused("ERR the command is larger than 1 GiB")),
+                Err(SubmitError::NotSupported) => Err(Failure::Refused(
+                    "ERR not all servers of the cluster know this command, this option or commands so large: \
+                     upgrade them",
                 )),
                 Err(SubmitError::NoSpace) => Err(Failure::Refused(
                     "MISCONF The disk is nearly full. Commands that may modify the data set are disabled.",

@@ -441,7 +441,9 @@ async fn serve(node: Node, argv: Vec<Vec<u8>>, misrouted: bool) -> Served {
             },
             Err(SubmitError::NotLeader(..)) => return Served::Hold,
             Err(SubmitError::Unknown) => return Served::Told(Told::Unknown),
-            Err(SubmitError::TooLarge | SubmitError::NoSpace) => return Served::Told(Told::Refused),
+            Err(SubmitError::TooLarge | SubmitError::NotSupported | SubmitError::NoSpace) => {
+                return Served::Told(Told::Refused);
+            }
         }
     } else {
         match handle.read(&batch, &mut out).await {

@@ -1,9 +1,14 @@
 //! Whole servers in this process, one of whose replicas goes wrong.
 
-use crate::{AdminClient, Batch, CreateCluster, Node, NodeConfig, ReplySink, Shard};
-use kvorum_cluster::{Durability, Mode, ShardId};
+use super::Checks;
+use crate::{
+    AdminClient, Batch, CHUNK_BYTES, CreateCluster, Node, NodeConfig, ReplySink, Shard, SubmitError,
+};
+use kvorum_cluster::{Durability, Mode, ServerId, ShardId};
 use kvorum_keyspace::{Sink, Slot, lookup};
+use kvorum_raft::{Member, Status};
 use kvorum_testkit::ports::PortBlock;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Everything here happens within this time, or not at all.
@@ -220,4 +225,50 @@ async fn a_wrong_follower_stops_and_is_replaced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_leader_steps_down_and_is_replaced() {
     invariant_a_wrong_replica_stops_and_is_replaced(true).await;
+}
+
+#[test]
+fn an_entry_is_proposed_when_no_server_is_known_to_be_too_old_for_it() {
+    let checks = Checks::default();
+    let members = [1, 2, 3].map(|id| (id, Member { server: id, addr: String::new() }));
+    let status = Status { members: Arc::new(members.into()), ..Status::default() };
+    let soon = |level| checks.may_propose(&status, level, Duration::from_millis(100));
+    let later = |level| checks.may_propose(&status, level, Duration::from_secs(60));
+    checks.hear(ServerId(1), 4);
+    checks.hear(ServerId(2), 4);
+    assert_eq!(soon(1), Some(true), "every version knows it");
+    assert_eq!(soon(4), None, "one has not been heard yet");
+    assert_eq!(later(4), Some(true), "one is down, and the others go on");
+    checks.hear(ServerId(3), 2);
+    assert_eq!((soon(4), later(4)), (Some(false), Some(false)), "one is of an earlier version");
+    assert_eq!(soon(2), Some(true));
+    checks.hear(ServerId(3), 4);
+    assert_eq!(soon(4), Some(true), "it was upgraded");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_of_an_earlier_version_does_not_know_is_refused() {
+    let cluster = Cluster::start(3).await;
+    assert_eq!(cluster.run("SET key value").await, "OK");
+    let leader = cluster.leader(None).await;
+    let led = |node: &&Node| node.shard(ShardId(0)).is_some_and(|shard| shard.replica() == leader.replica());
+    let node = cluster.nodes.iter().find(led).unwrap();
+    let other = cluster.nodes.iter().find(|node| !led(node)).unwrap().server().server_id.unwrap();
+    let large = format!("SET key {}", "x".repeat(CHUNK_BYTES + 1));
+    for line in ["SETRANGE key 0 V", &large] {
+        let submit = || {
+            // As if it had just been said by a server of the first version.
+            node.0.checks.hear(other, 1);
+            leader.submit(batch(line), Box::<Text>::default())
+        };
+        assert!(matches!(submit().await, Err(SubmitError::NotSupported)), "{}", &line[..16]);
+    }
+    assert_eq!(cluster.run("GET key").await, "value");
+    // Its true level is heard again at once.
+    wait_for("the true level", || (node.0.checks.may_propose(&leader.status(), 4, PATIENCE)?).then_some(()))
+        .await;
+    assert_eq!(cluster.run("SETRANGE key 0 V").await, "5");
+    assert_eq!(cluster.run(&large).await, "OK");
+    assert_eq!(cluster.run("STRLEN key").await, (CHUNK_BYTES + 1).to_string());
+    cluster.stop().await;
 }
