@@ -1012,14 +1012,24 @@ async fn who_is_refused_is_told_why_and_operators_still_get_in() {
     port.settings.rules.write().accept_rate_per_address = 1;
     drop(all);
     until("they are gone", || port.clients.len() < 10).await;
-    stranger(&server, 6).await.send("PING\r\n").await;
     let rate =
         "-ERR too many new connections of this address, try again in a second (accept-rate-per-address)\r\n";
-    stranger(&server, 6).await.expect(rate).await;
+    let start = Instant::now();
+    let mut told = String::new();
+    while told.is_empty() {
+        // On a slow machine more than a second may go by between two of them.
+        assert!(start.elapsed() < PATIENCE, "none is refused");
+        let mut client = stranger(&server, 6).await;
+        let mut bytes = [0; 256];
+        if let Ok(read) = tokio::time::timeout(SILENCE, client.0.read(&mut bytes)).await {
+            told = String::from_utf8_lossy(&bytes[..read.unwrap()]).into_owned();
+        }
+    }
+    assert_eq!(told, rate);
     let refused: Vec<_> = port.limits.refused().map(|(refusal, count)| (refusal.word(), count)).collect();
-    let expected = [("maxclients", 1), ("address", 1), ("name", 2), ("rate", 0), ("address_rate", 1)];
-    assert_eq!(refused, expected);
-    assert_eq!(port.stats.connections_rejected.load(Ordering::Relaxed), 3);
+    assert_eq!(refused[..4], [("maxclients", 1), ("address", 1), ("name", 2), ("rate", 0)]);
+    let at_the_door = refused.iter().map(|(_, count)| count).sum::<u64>() - 2;
+    assert_eq!(port.stats.connections_rejected.load(Ordering::Relaxed), at_the_door);
     operator.send("INFO stats\r\n").await;
     let mut info = vec![0; 4096];
     let read = operator.0.read(&mut info).await.unwrap();
