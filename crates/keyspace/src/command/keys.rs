@@ -266,6 +266,8 @@ impl Cursor {
     /// the last key.
     fn parse(text: &[u8]) -> Result<Cursor, Error> {
         const INVALID: Error = Error::new("ERR invalid cursor");
+        // It stops at a zero byte and never sees what follows.
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
         let (negative, digits) = match text {
             [b'-', digits @ ..] => (true, digits),
             [b'+', digits @ ..] => (false, digits),

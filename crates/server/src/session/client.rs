@@ -311,6 +311,9 @@ fn pause(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
 
 /// CLIENT UNBLOCK id [TIMEOUT|ERROR]
 fn unblock(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+    if args.len() > 4 {
+        return Err(Error::unknown_subcommand_or_arity("client", args[1]));
+    }
     let how = match args.get(3) {
         None => Unblock::Timeout,
         Some(how) if how.eq_ignore_ascii_case(b"timeout") => Unblock::Timeout,
