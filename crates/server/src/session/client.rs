@@ -287,13 +287,7 @@ fn list(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
 fn pause(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
     let what = match args.get(3) {
         None => Held::Commands,
-        Some(_) if args.len() > 4 => {
-            let text = format!(
-                "ERR unknown subcommand or wrong number of arguments for '{}'. Try CLIENT HELP.",
-                String::from_utf8_lossy(args[1])
-            );
-            return Err(Error::one_line(text));
-        }
+        Some(_) if args.len() > 4 => return Err(Error::unknown_subcommand_or_arity("client", args[1])),
         Some(mode) if mode.eq_ignore_ascii_case(b"write") => Held::Writes,
         Some(mode) if mode.eq_ignore_ascii_case(b"all") => Held::Commands,
         Some(_) => return Err(Error::new("ERR CLIENT PAUSE mode must be WRITE or ALL")),

@@ -327,32 +327,26 @@ impl Session {
                 }
             },
         };
-        let (mut name, mut login) = (None, None);
+        // As Redis: each takes effect at once, whatever becomes of those after it.
         let mut options = args.get(2..).unwrap_or_default();
         while let [option, rest @ ..] = options {
             options = if option.eq_ignore_ascii_case(b"auth") && rest.len() >= 2 {
-                login = Some((rest[0], rest[1]));
+                self.log_in(rest[0], rest[1], place.port)?;
                 &rest[2..]
             } else if option.eq_ignore_ascii_case(b"setname") && !rest.is_empty() {
                 client::check_name(rest[0], "Client names")?;
-                name = Some(rest[0]);
+                self.set_name(rest[0], place.port)?;
                 &rest[1..]
             } else {
                 let text = format!("ERR Syntax error in HELLO option '{}'", String::from_utf8_lossy(option));
                 return Err(Error::one_line(text));
             };
         }
-        if let Some((user, password)) = login {
-            self.log_in(user, password, place.port)?;
-        }
         // As Redis: not even when the password was taken away since.
         if !self.authenticated {
             return Err(HELLO_NO_AUTH);
         }
         self.set_protocol(protocol);
-        if let Some(name) = name {
-            self.set_name(name, place.port)?;
-        }
         out.set_protocol(protocol);
         out.map(7);
         out.bulk(b"server");

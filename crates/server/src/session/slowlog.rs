@@ -32,6 +32,9 @@ pub(super) fn slowlog(command: &Command, args: Args<'_>, place: Place<'_>, out: 
             out.ok();
         }
         "get" => {
+            if args.len() > 3 {
+                return Err(Error::unknown_subcommand_or_arity("slowlog", args[1]));
+            }
             const RANGE: Error = Error::new("ERR count should be greater than or equal to -1");
             let count = match args.get(2).map(|count| integer(count)) {
                 None => SHOWN,
