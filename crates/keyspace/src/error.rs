@@ -60,6 +60,11 @@ impl Error {
         ))
     }
 
+    /// A client's word as errors quote it: up to its first zero byte, as a text of C.
+    pub fn quote(word: &[u8]) -> Cow<'_, str> {
+        String::from_utf8_lossy(quoted(word, usize::MAX))
+    }
+
     /// An error whose text quotes a client: line breaks would end the reply early and become blanks, those at the end
     /// nothing.
     pub fn one_line(text: String) -> Error {

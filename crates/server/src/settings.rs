@@ -627,7 +627,7 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
     }
     let mut rows: Vec<(&Row, &[u8])> = Vec::new();
     for pair in pairs.chunks(2) {
-        let shown = String::from_utf8_lossy(pair[0]);
+        let shown = Error::quote(pair[0]);
         let Some(row) = find(pair[0]) else {
             return Err(Error::one_line(format!(
                 "ERR Unknown option or number of arguments for CONFIG SET - '{shown}'"

@@ -1,7 +1,7 @@
 //! Commands on keys of any type: removing, looking, deadlines.
 
 use super::{Argument, Command, Flags, Keys, Run, expiry::Expiry};
-use crate::{Args, Error, Outcome, Reader, Record, Sink, Writer, error::quoted};
+use crate::{Args, Error, Outcome, Reader, Record, Sink, Writer};
 
 pub(super) static COMMANDS: &[Command] = &[
     DEL,
@@ -296,7 +296,7 @@ impl ExpireConditions {
                 b"gt" => &mut conditions.gt,
                 b"lt" => &mut conditions.lt,
                 _ => {
-                    let option = String::from_utf8_lossy(quoted(option, usize::MAX));
+                    let option = Error::quote(option);
                     return Err(Error::one_line(format!("ERR Unsupported option {option}")));
                 }
             };

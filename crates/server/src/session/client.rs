@@ -149,7 +149,7 @@ impl Session {
             check_name(args[3], "lib-ver")?;
             self.client.update(|profile| profile.lib_ver = value);
         } else {
-            let text = format!("ERR Unrecognized option '{}'", String::from_utf8_lossy(args[2]));
+            let text = format!("ERR Unrecognized option '{}'", Error::quote(args[2]));
             return Err(Error::one_line(text));
         }
         out.ok();
@@ -234,7 +234,7 @@ impl<'a> Filter<'a> {
                 b"type" => filter.normal = is_normal(value)?,
                 b"user" if value == b"default" => filter.default_user = true,
                 b"user" => {
-                    let text = format!("ERR No such user '{}'", String::from_utf8_lossy(value));
+                    let text = format!("ERR No such user '{}'", Error::quote(value));
                     return Err(Error::one_line(text));
                 }
                 b"skipme" if value.eq_ignore_ascii_case(b"yes") => filter.skip_me = true,
@@ -326,7 +326,7 @@ fn is_normal(kind: &[u8]) -> Result<bool, Error> {
         b"normal" => Ok(true),
         b"master" | b"replica" | b"slave" | b"pubsub" => Ok(false),
         _ => {
-            let text = format!("ERR Unknown client type '{}'", String::from_utf8_lossy(kind));
+            let text = format!("ERR Unknown client type '{}'", Error::quote(kind));
             Err(Error::one_line(text))
         }
     }

@@ -120,7 +120,7 @@ fn without_cluster(subcommand: &str, args: Args<'_>, place: Place<'_>, out: &mut
         ),
         "slots" | "shards" => out.array(0),
         "replicas" | "slaves" => {
-            let text = format!("ERR Unknown node {}", String::from_utf8_lossy(args[2]));
+            let text = format!("ERR Unknown node {}", Error::quote(args[2]));
             return Err(Error::one_line(text));
         }
         _ => return Err(Error::unknown_subcommand("cluster", args[1])),

@@ -272,7 +272,7 @@ impl Session {
             "shutdown" => server::shutdown(args, place, out)?,
             "failover" => server::failover(args, place)?,
             "replicaof" | "slaveof" => server::replica_of(args, place, out)?,
-            "lolwut" => server::lolwut(out),
+            "lolwut" => server::lolwut(args, out)?,
             "lastsave" => persistence::last_save(place, out),
             "save" => return persistence::save(place),
             "bgsave" => return persistence::save_in_background(args, place, out),
@@ -338,7 +338,7 @@ impl Session {
                 self.set_name(rest[0], place.port)?;
                 &rest[1..]
             } else {
-                let text = format!("ERR Syntax error in HELLO option '{}'", String::from_utf8_lossy(option));
+                let text = format!("ERR Syntax error in HELLO option '{}'", Error::quote(option));
                 return Err(Error::one_line(text));
             };
         }

@@ -230,8 +230,20 @@ pub(super) fn replica_of(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -
 }
 
 /// LOLWUT: Redis 7 has no new one of its own.
-pub(super) fn lolwut(out: &mut RespSink) {
+pub(super) fn lolwut(args: Args<'_>, out: &mut RespSink) -> Outcome {
+    if let [_, option, version, sizes @ ..] = args
+        && option.eq_ignore_ascii_case(b"version")
+    {
+        // What the pictures of these versions are made from.
+        let sizes_read = match integer(version)? {
+            5 => 3,
+            6 => 2,
+            _ => 0,
+        };
+        sizes.iter().take(sizes_read).try_for_each(|size| integer(size).map(drop))?;
+    }
     out.verbatim("txt", format!("Redis ver. {REDIS_VERSION}\n").as_bytes());
+    Ok(())
 }
 
 const MODULE_HELP: &[&str] = &[
