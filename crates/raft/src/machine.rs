@@ -95,6 +95,7 @@ impl Applier {
         if id.index != expected {
             return Err(io::Error::other(format!("entry {} came instead of entry {expected}", id.index)));
         }
+        self.store.note_applying(id.index);
         let machine = &self.machine;
         let mut bytes = 0;
         // A panic would end the worker without a word to the group, which would wait for ever.
@@ -125,7 +126,7 @@ impl Applier {
             self.membership = StoredMembership::new(Some(id), membership);
         }
         self.applied = Some(id);
-        self.store.note_applied(id.index, bytes, self.machine.passing_bytes());
+        self.store.note_applied(bytes, self.machine.passing_bytes());
         Ok(())
     }
 }

@@ -11,8 +11,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use support::{PATIENCE, Server, create, free_base_port};
 
+/// Connects as soon as the server listens.
 async fn connect(port: u16) -> Connection {
-    Connection::open(&format!("127.0.0.1:{port}")).await.unwrap()
+    let start = Instant::now();
+    loop {
+        match Connection::open(&format!("127.0.0.1:{port}")).await {
+            Ok(connection) => return connection,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "nobody listens: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn standalone() -> (tempfile::TempDir, Server, Connection) {

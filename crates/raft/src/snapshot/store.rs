@@ -570,15 +570,20 @@ impl SnapshotStore {
     }
 
     /// An entry of this size was applied, and so much of the state will not be there for long.
-    pub(crate) fn note_applied(&self, index: u64, bytes: usize, passing_bytes: u64) {
+    pub(crate) fn note_applied(&self, bytes: usize, passing_bytes: u64) {
         self.passing_bytes.store(passing_bytes, Ordering::Relaxed);
         // About what the entry takes in the log.
         const RECORD_BYTES: u64 = 48;
         self.applied_bytes.fetch_add(bytes as u64 + RECORD_BYTES, Ordering::Relaxed);
+    }
+
+    /// This entry is being applied. Said before anybody hears of it: who was told that it is applied may ask for a snapshot
+    /// right away, and that has it.
+    pub(crate) fn note_applying(&self, index: u64) {
         self.applied_next.store(index + 1, Ordering::Relaxed);
     }
 
-    /// Index behind the last entry applied.
+    /// Index behind the last entry that was applied or is being applied.
     pub(super) fn applied_next(&self) -> u64 {
         self.applied_next.load(Ordering::Relaxed)
     }

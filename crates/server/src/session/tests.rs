@@ -249,7 +249,11 @@ fn a_client_without_the_password_gets_nowhere() {
     for login in ["AUTH x", "AUTH default x", "AUTH nobody secret", "HELLO 3 SETNAME me AUTH default x"] {
         client.expect(&format!("{login}\nPING"), &format!("{WRONG_PASSWORD}{NO_AUTH}"));
     }
-    client.expect("AUTH secret\nCLIENT GETNAME\nRESET\nPING", &format!("+OK\r\n$-1\r\n+RESET\r\n{NO_AUTH}"));
+    // As Redis: the name came before the wrong password, and took effect.
+    client.expect(
+        "AUTH secret\nCLIENT GETNAME\nRESET\nPING",
+        &format!("+OK\r\n$2\r\nme\r\n+RESET\r\n{NO_AUTH}"),
+    );
     client.expect("AUTH default secret\nPING\nRESET", "+OK\r\n+PONG\r\n+RESET\r\n");
     let greeting = client.say("HELLO 3 AUTH default secret SETNAME me\nCLIENT GETNAME");
     assert!(
