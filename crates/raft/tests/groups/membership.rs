@@ -15,6 +15,11 @@ use crate::cluster::{Cluster, GROUP, PATIENCE, Recorder, Server, eventually, mem
 
 const STEP: Duration = Duration::from_secs(2);
 
+/// What a slow machine may answer before it answers what is asked for: the step before has no outcome yet.
+fn is_passing(error: &MembershipError) -> bool {
+    matches!(error, MembershipError::InProgress | MembershipError::TimedOut)
+}
+
 impl Cluster {
     /// Starts one more server with an empty replica that knows nothing.
     async fn newcomer(&mut self, id: u64) {
@@ -131,7 +136,14 @@ async fn nobody_becomes_a_voter_before_it_has_the_log() {
     }
     // Replica 4 is nowhere: it stays a learner, and the group goes on with its three voters.
     for _ in 0..3 {
-        let refused = cluster.server(leader).group().set_members(&target, STEP).await;
+        let begin = Instant::now();
+        let refused = loop {
+            let refused = cluster.server(leader).group().set_members(&target, STEP).await;
+            if !refused.as_ref().is_err_and(is_passing) || begin.elapsed() > PATIENCE {
+                break refused;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
         assert!(
             matches!(refused, Err(MembershipError::Lagging { replica: 4, behind: 300.. })),
             "{refused:?}"
@@ -156,7 +168,8 @@ async fn a_leader_that_is_removed_hands_over_and_is_quiet() {
     let begin = Instant::now();
     while let Err(error) = cluster.server(old).group().set_members(&target, STEP).await {
         assert!(
-            matches!(error, MembershipError::Lagging { .. } | MembershipError::Silent { .. }),
+            is_passing(&error)
+                || matches!(error, MembershipError::Lagging { .. } | MembershipError::Silent { .. }),
             "{error:?}"
         );
         assert!(begin.elapsed() < PATIENCE);
