@@ -36,6 +36,11 @@ pub trait Sink {
     fn ok(&mut self) {
         self.simple("OK");
     }
+    /// The lines of a HELP subcommand.
+    fn help(&mut self, lines: &[&str]) {
+        self.array(lines.len());
+        lines.iter().for_each(|line| self.simple(line));
+    }
 }
 
 /// Swallows replies: what followers apply with.

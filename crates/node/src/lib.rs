@@ -25,6 +25,8 @@ mod replica;
 mod running;
 mod shard;
 mod stopwatch;
+#[cfg(test)]
+mod testing;
 mod upload;
 mod views;
 

@@ -57,8 +57,7 @@ const HELP: &[&str] = &[
 ];
 
 fn help(_: &Reader<'_>, _: Args<'_>, out: &mut dyn Sink) -> Outcome {
-    out.array(HELP.len());
-    HELP.iter().for_each(|line| out.simple(line));
+    out.help(HELP);
     Ok(())
 }
 

@@ -1,11 +1,9 @@
 //! Whole servers in this process, one of whose replicas goes wrong.
 
 use super::Checks;
-use crate::{
-    AdminClient, Batch, CHUNK_BYTES, CreateCluster, Node, NodeConfig, ReplySink, Shard, SubmitError,
-};
+use crate::testing::{Text, batch};
+use crate::{AdminClient, CHUNK_BYTES, CreateCluster, Node, NodeConfig, Shard, SubmitError};
 use kvorum_cluster::{Durability, Mode, ServerId, ShardId};
-use kvorum_keyspace::{Sink, Slot, lookup};
 use kvorum_raft::{Member, Status};
 use kvorum_testkit::ports::PortBlock;
 use std::sync::Arc;
@@ -89,13 +87,6 @@ async fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     panic!("waited in vain for {what}");
 }
 
-fn batch(line: &str) -> Batch {
-    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
-    let mut batch = Batch::new();
-    batch.push(lookup(words[0]).unwrap(), 0, words.into_iter());
-    batch
-}
-
 /// Runs one command on a replica; `None` when it does not answer.
 async fn run(shard: &Shard, line: &str) -> Option<String> {
     let batch = batch(line);
@@ -106,42 +97,6 @@ async fn run(shard: &Shard, line: &str) -> Option<String> {
     let out = shard.submit(batch, Box::new(Text::default())).await.ok()?;
     let out: Box<dyn std::any::Any> = out;
     Some(out.downcast::<Text>().unwrap().0)
-}
-
-#[derive(Default)]
-struct Text(String);
-
-impl Sink for Text {
-    fn simple(&mut self, text: &str) {
-        self.0.push_str(text);
-    }
-    fn error(&mut self, text: &str) {
-        self.0.push_str(text);
-    }
-    fn int(&mut self, value: i64) {
-        self.0.push_str(&value.to_string());
-    }
-    fn bulk(&mut self, bytes: &[u8]) {
-        self.0.push_str(&String::from_utf8_lossy(bytes));
-    }
-    fn null(&mut self) {}
-    fn null_array(&mut self) {}
-    fn array(&mut self, _: usize) {}
-    fn map(&mut self, _: usize) {}
-    fn set(&mut self, _: usize) {}
-    fn double(&mut self, _: f64) {}
-    fn boolean(&mut self, _: bool) {}
-    fn verbatim(&mut self, _: &str, _: &[u8]) {}
-}
-
-impl ReplySink for Text {
-    fn not_served(&mut self, _: Slot) {}
-    fn mark(&self) -> usize {
-        self.0.len()
-    }
-    fn rewind(&mut self, mark: usize) {
-        self.0.truncate(mark);
-    }
 }
 
 /// Changes one digit in a replica's memory: `counter` is 10 for it now, where it was 40.

@@ -1,12 +1,10 @@
 //! Three whole servers in this process on paused time, whose machines lose power.
 
-use crate::{
-    Answer, Batch, Call, Contact, Node, NodeConfig, Platform, ReplySink, Role, Shard, TimeSource, WalConfig,
-};
+use crate::testing::{Text, batch};
+use crate::{Answer, Call, Contact, Node, NodeConfig, Platform, Role, Shard, TimeSource, WalConfig};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvorum_cluster::{Create, Durability, MetaCommand, Mode, NewServer, ReplicaId, ServerId, ShardId, Stage};
-use kvorum_keyspace::{Sink, Slot, lookup};
 use kvorum_proto::admin as rpc;
 use kvorum_raft::disk::MemoryDisk;
 use kvorum_raft::meta_store::MemoryMetaStore;
@@ -294,49 +292,6 @@ async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         }
         assert!(Instant::now() < end, "waited in vain for {what}");
         sleep(Duration::from_millis(5)).await;
-    }
-}
-
-fn batch(line: &str) -> Batch {
-    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
-    let mut batch = Batch::new();
-    batch.push(lookup(words[0]).unwrap(), 0, words.into_iter());
-    batch
-}
-
-#[derive(Default)]
-struct Text(String);
-
-impl Sink for Text {
-    fn simple(&mut self, text: &str) {
-        self.0.push_str(text);
-    }
-    fn error(&mut self, text: &str) {
-        self.0.push_str(text);
-    }
-    fn int(&mut self, value: i64) {
-        self.0.push_str(&value.to_string());
-    }
-    fn bulk(&mut self, bytes: &[u8]) {
-        self.0.push_str(&String::from_utf8_lossy(bytes));
-    }
-    fn null(&mut self) {}
-    fn null_array(&mut self) {}
-    fn array(&mut self, _: usize) {}
-    fn map(&mut self, _: usize) {}
-    fn set(&mut self, _: usize) {}
-    fn double(&mut self, _: f64) {}
-    fn boolean(&mut self, _: bool) {}
-    fn verbatim(&mut self, _: &str, _: &[u8]) {}
-}
-
-impl ReplySink for Text {
-    fn not_served(&mut self, _: Slot) {}
-    fn mark(&self) -> usize {
-        self.0.len()
-    }
-    fn rewind(&mut self, mark: usize) {
-        self.0.truncate(mark);
     }
 }
 

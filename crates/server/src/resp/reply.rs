@@ -177,12 +177,6 @@ impl RespSink {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// A bulk string of which each line is an array element: Redis's HELP.
-    pub(crate) fn help(&mut self, lines: &[&str]) {
-        self.array(lines.len());
-        lines.iter().for_each(|line| self.simple(line));
-    }
-
     fn part(&mut self) {
         match self.missing {
             0 => self.replies += 1,
