@@ -11,6 +11,8 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -70,6 +72,10 @@ const STORE_NAME: &str = "meta.sled";
 const DAMAGED_NAME: &str = "meta.damaged";
 /// sled's cache; the store holds a few hundred keys.
 const CACHE_BYTES: u64 = 8 << 20;
+/// How long a start waits for files that are still locked. sled's own threads hold them for a moment after its last handle is gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// What sled says then.
+const LOCKED: &str = "could not acquire lock";
 
 /// A [`MetaStore`] on sled.
 pub struct SledMetaStore {
@@ -82,12 +88,16 @@ pub struct SledMetaStore {
 
 impl SledMetaStore {
     /// Opens the store in the data directory `dir`, which must exist. A damaged one is renamed and an empty one takes its place, with a
-    /// warning; see [`SledMetaStore::set_aside`].
+    /// warning; see [`SledMetaStore::set_aside`]. Blocks up to ten seconds while another handle holds the store.
     pub fn open(dir: &Path) -> io::Result<SledMetaStore> {
+        SledMetaStore::open_within(dir, LOCK_PATIENCE)
+    }
+
+    fn open_within(dir: &Path, patience: Duration) -> io::Result<SledMetaStore> {
         let (store, mark) = (dir.join(STORE_NAME), dir.join(DAMAGED_NAME));
         let found = match mark.exists() {
             true => Err("it reported damage when it was used last".to_owned()),
-            false => open_sled(&store)?,
+            false => open_sled(&store, patience)?,
         };
         let (db, set_aside) = match found {
             Ok(db) => (db, None),
@@ -97,7 +107,7 @@ impl SledMetaStore {
                     fs::rename(&store, &aside)?;
                 }
                 tracing::warn!(store = %store.display(), set_aside = %aside.display(), damage, "the metadata store was damaged and is rebuilt");
-                let db = open_sled(&store)?
+                let db = open_sled(&store, patience)?
                     .map_err(|damage| io::Error::other(format!("a new store: {damage}")))?;
                 if mark.exists() {
                     fs::remove_file(&mark)?;
@@ -164,21 +174,31 @@ impl MetaStore for SledMetaStore {
     }
 }
 
-/// Opens sled. The inner error is damage, the outer one anything else (a lock that is held, permissions, a full disk).
-fn open_sled(path: &Path) -> io::Result<Result<sled::Db, String>> {
+/// Opens sled. The inner error is damage, the outer one anything else (a lock held for longer than `patience`, permissions, a full disk).
+fn open_sled(path: &Path, patience: Duration) -> io::Result<Result<sled::Db, String>> {
     let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
-        Ok(Ok(db)) => Ok(Ok(db)),
-        Ok(Err(sled::Error::Io(error))) if !is_damage(&error) => Err(error),
-        Ok(Err(error)) => Ok(Err(error.to_string())),
-        Err(panic) => Ok(Err(panic_text(&*panic))),
+    let deadline = Instant::now() + patience;
+    loop {
+        return match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => Ok(Ok(db)),
+            Ok(Err(sled::Error::Io(error))) if is_locked(&error) && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            Ok(Err(sled::Error::Io(error))) if !is_damage(&error) => Err(error),
+            Ok(Err(error)) => Ok(Err(error.to_string())),
+            Err(panic) => Ok(Err(panic_text(&*panic))),
+        };
     }
+}
+
+fn is_locked(error: &io::Error) -> bool {
+    error.to_string().contains(LOCKED)
 }
 
 /// sled reports some damage as an I/O error of these kinds.
 fn is_damage(error: &io::Error) -> bool {
-    let held = error.to_string().contains("could not acquire lock");
-    !held
+    !is_locked(error)
         && matches!(
             error.kind(),
             io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
@@ -247,8 +267,22 @@ mod tests {
     fn a_store_that_is_open_elsewhere_is_not_taken_for_a_damaged_one() {
         let dir = tempfile::tempdir().unwrap();
         let _first = SledMetaStore::open(dir.path()).unwrap();
-        assert!(SledMetaStore::open(dir.path()).is_err());
+        assert!(SledMetaStore::open_within(dir.path(), Duration::ZERO).is_err());
         assert!(!dir.path().join("meta.sled.damaged-1").exists());
+    }
+
+    #[test]
+    fn a_store_that_is_still_being_closed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = SledMetaStore::open(dir.path()).unwrap();
+        first.put(b"topology", b"7").unwrap();
+        let closing = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            drop(first);
+        });
+        let second = SledMetaStore::open(dir.path()).unwrap();
+        assert_eq!(second.get(b"topology").unwrap().as_deref(), Some(&b"7"[..]));
+        closing.join().unwrap();
     }
 
     #[test]
