@@ -3,7 +3,8 @@
 //! A lane is a cargo command. All lanes run even when one fails, so that one look shows everything; a lane that
 //! ran no test has failed. Tests of a lane run one at a time: a lane starts whole clusters and measures time.
 
-use std::io::{BufRead, BufReader, Write};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write, pipe};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -171,6 +172,7 @@ struct Lane {
     name: String,
     took: Duration,
     tests: Tests,
+    printed: Excerpt,
     failure: Option<String>,
 }
 
@@ -186,7 +188,8 @@ impl Report {
     fn run(&mut self, name: &str, command: Command, has_tests: bool) {
         println!("\n=== {name}");
         let began = Instant::now();
-        let (tests, ended) = watch(command);
+        let mut printed = Excerpt::default();
+        let (tests, ended) = watch(command, &mut printed);
         let ended = ended.map_err(|e| format!("{e:#}")).and_then(|()| match tests {
             Tests { passed: 0, .. } if has_tests => Err("ran no test".to_owned()),
             Tests { ignored: 1.., .. } => Err("ignored a test".to_owned()),
@@ -195,6 +198,7 @@ impl Report {
         self.note(name, began, ended);
         if let Some(lane) = self.lanes.last_mut() {
             lane.tests = tests;
+            lane.printed = printed;
         }
     }
 
@@ -204,10 +208,18 @@ impl Report {
             Ok(()) => println!("=== {name}: ok, {}", minutes(took)),
             Err(why) => println!("=== {name}: FAILED, {}: {why}", minutes(took)),
         }
-        self.lanes.push(Lane { name: name.to_owned(), took, tests: Tests::default(), failure: ended.err() });
+        let (name, failure) = (name.to_owned(), ended.err());
+        let (tests, printed) = (Tests::default(), Excerpt::default());
+        self.lanes.push(Lane { name, took, tests, printed, failure });
     }
 
     fn close(self) -> Result<()> {
+        for lane in self.lanes.iter().filter(|lane| lane.failure.is_some()) {
+            println!("\n=== of {}, which failed:", lane.name);
+            for line in lane.printed.lines() {
+                println!("{line}");
+            }
+        }
         println!("\n{:<18} {:>9}  {:>7}  result", "lane", "minutes", "tests");
         let mut sum = (Duration::ZERO, Tests::default());
         for lane in &self.lanes {
@@ -231,17 +243,61 @@ fn minutes(took: Duration) -> String {
     format!("{:.1} min", took.as_secs_f64() / 60.0)
 }
 
-/// Runs a command, passes its output on, and counts the tests it speaks of.
-fn watch(mut command: Command) -> (Tests, Result<()>) {
+/// What is shown again at the end of a lane that failed: its panics and errors, and its last lines.
+#[derive(Default)]
+struct Excerpt {
+    faults: Vec<String>,
+    /// So many lines more belong to the fault before.
+    more: usize,
+    last: VecDeque<String>,
+}
+
+impl Excerpt {
+    /// Lines shown of one fault, of all faults, and of the end.
+    const OF_ONE: usize = 12;
+    const OF_ALL: usize = 120;
+    const OF_THE_END: usize = 20;
+    /// Characters of a line.
+    const WIDTH: usize = 400;
+
+    fn add(&mut self, line: &str) {
+        let line: String = line.chars().take(Excerpt::WIDTH).collect();
+        if line.contains(" panicked at ") || line.starts_with("error") {
+            self.more = Excerpt::OF_ONE;
+        }
+        if self.more > 0 && self.faults.len() < Excerpt::OF_ALL {
+            self.more -= 1;
+            self.faults.push(line.clone());
+        }
+        if self.last.len() == Excerpt::OF_THE_END {
+            self.last.pop_front();
+        }
+        self.last.push_back(line);
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &str> {
+        self.faults.iter().map(String::as_str).chain(["…"]).chain(self.last.iter().map(String::as_str))
+    }
+}
+
+/// Runs a command, passes its output on, keeps the part that `printed` wants, and counts the tests it speaks of.
+fn watch(mut command: Command, printed: &mut Excerpt) -> (Tests, Result<()>) {
     let mut tests = Tests::default();
-    // A group of its own, so that a lane out of time is ended with all it started.
-    let started = command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn();
-    let mut child = match started.with_context(|| format!("starting {command:?}")) {
-        Ok(child) => child,
+    let spawned = pipe().and_then(|(output, input)| {
+        // Both into one pipe, for a panic's text comes by the other one. A group of its own, so that a lane out of time is
+        // ended with all it started.
+        command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input).process_group(0);
+        Ok((output, command.spawn()?))
+    });
+    let started = spawned.with_context(|| format!("starting {command:?}"));
+    // The command holds the pipe's other end, which must close with the child.
+    drop(command);
+    let (output, mut child) = match started {
+        Ok(started) => started,
         Err(e) => return (tests, Err(e)),
     };
-    let (Some(output), Some(group)) = (child.stdout.take(), group_of(&child)) else {
-        return (tests, Err(anyhow::anyhow!("a child without output")));
+    let Some(group) = group_of(&child) else {
+        return (tests, Err(anyhow::anyhow!("a child without a number")));
     };
     let (done, ended) = std::sync::mpsc::channel::<()>();
     let guard = std::thread::spawn(move || {
@@ -256,6 +312,7 @@ fn watch(mut command: Command) -> (Tests, Result<()>) {
         if let Some(counts) = line.strip_prefix("test result: ") {
             count(counts, &mut tests);
         }
+        printed.add(&line);
         println!("{line}");
         let _ = std::io::stdout().flush();
     }
@@ -303,6 +360,21 @@ mod tests {
             &mut tests,
         );
         assert_eq!((tests.passed, tests.failed, tests.ignored), (7, 2, 1));
+    }
+
+    #[test]
+    fn a_fault_in_the_middle_is_shown_again_with_the_end() {
+        let mut printed = Excerpt::default();
+        let lines = (0..1000).map(|n| match n {
+            300 => "thread 'that' (7) panicked at src/this.rs:1:2:".to_owned(),
+            301 => "it is so".to_owned(),
+            n => format!("line {n}"),
+        });
+        lines.for_each(|line| printed.add(&line));
+        let shown: Vec<&str> = printed.lines().collect();
+        assert!(shown[0].contains("panicked at") && shown[1] == "it is so");
+        assert_eq!(shown.len(), Excerpt::OF_ONE + 1 + Excerpt::OF_THE_END);
+        assert_eq!(shown.last(), Some(&"line 999"));
     }
 
     #[test]
