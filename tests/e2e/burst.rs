@@ -19,12 +19,12 @@ async fn nothing_is_lost_and_memory_is_bounded() -> Result<()> {
     let cluster = Cluster::start(Shape::standalone(3, "quorum-fsync")).await?;
     let leader = cluster.leader(0).await?;
     let pid = cluster.pid(cluster.server_of(&leader)).context("the leader runs")?;
-    let quiet = Established::start(&leader).await?;
+    let quiet = Established::start(&leader)?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let quiet_p99 = quiet.p99_ms().await?;
     let before = resident_bytes(pid)?;
 
-    let probe = Established::start(&leader).await?;
+    let probe = Established::start(&leader)?;
     let mut took = Vec::new();
     for round in 0..3 {
         took.push(burst(&leader, &format!("burst:{round}"), 1_000, 10).await?);
@@ -42,7 +42,7 @@ async fn nothing_is_lost_and_memory_is_bounded() -> Result<()> {
     let mut connection = Connection::open(&leader).await?;
     ensure!(connection.call(&["DBSIZE"]).await? == Value::Integer(3_001), "a counter is missing");
 
-    let probe = Established::start(&leader).await?;
+    let probe = Established::start(&leader)?;
     let came = arrivals(&leader, 10_000, Duration::from_secs(10)).await?;
     let p99 = probe.p99_ms().await?;
     let after_arrivals = resident_bytes(pid)?;

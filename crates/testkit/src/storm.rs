@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::sync::{Barrier, Semaphore};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::resp::{Connection, Value};
 
@@ -45,52 +45,60 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(kilobytes * 1024)
 }
 
-/// An established client that asks at a steady pace, a read and a write in turns.
+/// An established client that asks at a steady pace, a read and a write in turns. It has a thread of its own: what it waits for is the
+/// server, not the others' tasks in this process.
 #[derive(Debug)]
 pub struct Established {
     stop: Arc<AtomicBool>,
-    task: JoinHandle<Result<Vec<f64>>>,
+    thread: std::thread::JoinHandle<Result<Vec<f64>>>,
 }
 
 impl Established {
     /// Connects and begins.
     ///
     /// # Errors
-    /// When it cannot connect.
-    pub async fn start(addr: &str) -> Result<Established> {
-        let mut connection = Connection::open(addr).await?;
+    /// When there is no thread for it.
+    pub fn start(addr: &str) -> Result<Established> {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let task = tokio::spawn(async move {
-            let mut times = Vec::new();
-            let mut n = 0u64;
-            while !stopped.load(Ordering::Relaxed) {
-                n += 1;
-                let began = Instant::now();
-                let reply = match n % 2 {
-                    0 => connection.call(&["GET", "established"]).await?,
-                    _ => connection.call(&["SET", "established", &n.to_string()]).await?,
-                };
-                ensure!(reply.error().is_none(), "the established client got {reply}");
-                times.push(began.elapsed().as_secs_f64() * 1e3);
-                tokio::time::sleep(PACE).await;
-            }
-            Ok(times)
-        });
-        Ok(Established { stop, task })
+        let (stopped, addr) = (Arc::clone(&stop), addr.to_owned());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new()
+            .name("established".to_owned())
+            .spawn(move || runtime.block_on(ask(&addr, &stopped)))?;
+        Ok(Established { stop, thread })
     }
 
     /// Ends; the p99 in milliseconds.
     ///
     /// # Errors
-    /// When a command of it failed.
+    /// When it could not connect, or a command of it failed.
     pub async fn p99_ms(self) -> Result<f64> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut times = self.task.await.context("the established client panicked")??;
+        let times = tokio::task::spawn_blocking(|| self.thread.join()).await?;
+        let mut times = times.map_err(|_| anyhow::anyhow!("the established client panicked"))??;
         ensure!(times.len() >= 20, "the established client got only {} replies", times.len());
         times.sort_by(f64::total_cmp);
         Ok(times[times.len() * 99 / 100])
     }
+}
+
+/// Milliseconds of each command until it is told to stop.
+async fn ask(addr: &str, stopped: &AtomicBool) -> Result<Vec<f64>> {
+    let mut connection = Connection::open(addr).await?;
+    let mut times = Vec::new();
+    let mut n = 0u64;
+    while !stopped.load(Ordering::Relaxed) {
+        n += 1;
+        let began = Instant::now();
+        let reply = match n % 2 {
+            0 => connection.call(&["GET", "established"]).await?,
+            _ => connection.call(&["SET", "established", &n.to_string()]).await?,
+        };
+        ensure!(reply.error().is_none(), "the established client got {reply}");
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+        tokio::time::sleep(PACE).await;
+    }
+    Ok(times)
 }
 
 /// Opens `clients` connections, then sends `commands` commands on each, all at once. Returns how long it took until every reply was there.

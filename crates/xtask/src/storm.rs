@@ -28,7 +28,7 @@ pub(crate) struct Args {
 }
 
 async fn quiet_p99(addr: &str) -> Result<f64> {
-    let probe = Established::start(addr).await?;
+    let probe = Established::start(addr)?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     probe.p99_ms().await
 }
@@ -42,12 +42,12 @@ pub(crate) async fn burst_bar(args: &Args) -> Result<()> {
     let (mut quiet, mut at_once, mut coming) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         quiet.push(quiet_p99(&leader).await?);
-        let probe = Established::start(&leader).await?;
+        let probe = Established::start(&leader)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let took = burst(&leader, &format!("burst:{round}"), 1_000, 10).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         at_once.push(probe.p99_ms().await?);
-        let probe = Established::start(&leader).await?;
+        let probe = Established::start(&leader)?;
         let came = arrivals(&leader, 10_000, Duration::from_secs(10)).await?;
         coming.push(probe.p99_ms().await?);
         println!(
@@ -84,7 +84,7 @@ pub(crate) async fn leak_bar(args: &Args) -> Result<()> {
         Cluster::start_program(&program, Shape { settings, ..Shape::standalone(3, "quorum-fsync") }).await?;
     let leader = cluster.leader(0).await?;
     let quiet = quiet_p99(&leader).await?;
-    let probe = Established::start(&leader).await?;
+    let probe = Established::start(&leader)?;
     let leaked = leak(&leader, "leaky", 3_000).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let p99 = probe.p99_ms().await?;
