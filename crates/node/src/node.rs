@@ -50,6 +50,9 @@ const HANDOVER_PATIENCE: Duration = Duration::from_secs(2);
 /// What a peer may send on one stream before it waits for us to read: more than an entry takes in flight.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
+/// Requests that a peer may give up before we looked at them.
+const GIVEN_UP_REQUESTS: usize = 1024;
+
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -375,7 +378,9 @@ impl Node {
     }
 
     fn serve_peers(&self, listener: tokio::net::TcpListener) {
+        // A peer gives up requests that are late. After a stall there may be many of them at once, and that is no attack.
         let routes = tonic::transport::Server::builder()
+            .http2_max_pending_accept_reset_streams(Some(GIVEN_UP_REQUESTS))
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
             .add_service(self.0.host.peer_service())

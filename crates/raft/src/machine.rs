@@ -15,14 +15,14 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::{
     EntryPayload, RaftSnapshotBuilder, StoredMembership,
-    alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
+    alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf},
     storage::{EntryResponder, RaftStateMachine},
 };
 use parking_lot::Mutex;
 
 use crate::{
     snapshot::{Attempt, Header, SnapshotData, SnapshotStore, blocking, restore},
-    types::Types,
+    types::{Data, Member, Types},
     wal::Local,
 };
 
@@ -72,12 +72,18 @@ pub trait Image: Send + 'static {
     fn write(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
+/// With so many [passing bytes](Machine::passing_bytes) an entry may take long enough to hold up whatever else its thread has to do,
+/// heartbeats among it: it is applied on a thread for work that blocks.
+const HEAVY_BYTES: u64 = 4 << 20;
+
 /// Lends a [`Machine`] to openraft.
 pub(crate) struct Applier {
     machine: Arc<dyn Machine>,
     store: Arc<SnapshotStore>,
     applied: Option<LogIdOf<Types>>,
     membership: StoredMembershipOf<Types>,
+    /// Of the machine, after the last entry.
+    passing_bytes: u64,
 }
 
 impl Applier {
@@ -86,48 +92,62 @@ impl Applier {
         let current = store.current();
         let applied = current.as_ref().map(|file| file.header.last);
         let membership = current.map(|file| file.header.membership.clone()).unwrap_or_default();
-        Applier { machine, store, applied, membership }
+        let passing_bytes = machine.passing_bytes();
+        Applier { machine, store, applied, membership, passing_bytes }
     }
 
-    fn apply_one(&mut self, entry: openraft::alias::EntryOf<Types>) -> io::Result<()> {
+    async fn apply_one(&mut self, entry: EntryOf<Types>) -> io::Result<()> {
         let id = entry.log_id;
         let expected = self.applied.map_or(0, |applied| applied.index + 1);
         if id.index != expected {
             return Err(io::Error::other(format!("entry {} came instead of entry {expected}", id.index)));
         }
         self.store.note_applying(id.index);
-        let machine = &self.machine;
-        let mut bytes = 0;
-        // A panic would end the worker without a word to the group, which would wait for ever.
-        let outcome = catch_unwind(AssertUnwindSafe(|| match &entry.payload {
-            EntryPayload::Normal(data) => {
-                let content = data.content();
-                bytes = content.len();
-                let (index, term) = (id.index, id.leader_id.term);
-                machine.apply(Committed { index, term, data: &content, local: data.local.as_ref() })
-            }
-            EntryPayload::Blank | EntryPayload::Membership(_) => {
-                machine.blank(id.index, id.leader_id.term);
-                Ok(())
-            }
-        }));
-        match outcome {
-            Ok(Ok(())) => {}
-            Ok(Err(fatal)) => return Err(io::Error::other(format!("entry {}: {fatal}", id.index))),
-            Err(panic) => {
-                return Err(io::Error::other(format!(
-                    "entry {}: panicked: {}",
-                    id.index,
-                    panic_text(&*panic)
-                )));
-            }
-        }
-        if let EntryPayload::Membership(membership) = entry.payload {
+        let (payload, outcome) = if self.passing_bytes < HEAVY_BYTES {
+            let outcome = run(&*self.machine, id, &entry.payload);
+            (entry.payload, outcome)
+        } else {
+            let machine = self.machine.clone();
+            let running = blocking(self.store.environment(), move || {
+                let outcome = run(&*machine, id, &entry.payload);
+                (entry.payload, outcome)
+            });
+            running.await
+        };
+        let bytes = outcome.map_err(|reason| io::Error::other(format!("entry {}: {reason}", id.index)))?;
+        if let EntryPayload::Membership(membership) = payload {
             self.membership = StoredMembership::new(Some(id), membership);
         }
         self.applied = Some(id);
-        self.store.note_applied(bytes, self.machine.passing_bytes());
+        self.passing_bytes = self.machine.passing_bytes();
+        self.store.note_applied(bytes, self.passing_bytes);
         Ok(())
+    }
+}
+
+/// Applies one entry; returns how many bytes it had, or why the group has to end here.
+fn run(
+    machine: &dyn Machine,
+    id: LogIdOf<Types>,
+    payload: &EntryPayload<Data, u64, Member>,
+) -> Result<usize, String> {
+    let (index, term) = (id.index, id.leader_id.term);
+    // A panic would end the worker without a word to the group, which would wait for ever.
+    let outcome = catch_unwind(AssertUnwindSafe(|| match payload {
+        EntryPayload::Normal(data) => {
+            let content = data.content();
+            machine.apply(Committed { index, term, data: &content, local: data.local.as_ref() })?;
+            Ok(content.len())
+        }
+        EntryPayload::Blank | EntryPayload::Membership(_) => {
+            machine.blank(index, term);
+            Ok(0)
+        }
+    }));
+    match outcome {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(Fatal(reason))) => Err(reason),
+        Err(panic) => Err(format!("panicked: {}", panic_text(&*panic))),
     }
 }
 
@@ -155,7 +175,7 @@ impl RaftStateMachine<Types> for Applier {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            self.apply_one(entry)?;
+            self.apply_one(entry).await?;
             if let Some(responder) = responder {
                 responder.send(());
             }
