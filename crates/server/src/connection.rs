@@ -25,6 +25,7 @@ mod tests;
 use self::batch::{Commands, Dispatched, Open, Running, Terms, Work};
 use self::hold::Deferred;
 use crate::clients::Client;
+use crate::crowd::Newcomer;
 use crate::dispatch::{self, Course};
 use crate::engine::{Engine, Failure};
 use crate::port::{Place, Port, Replica};
@@ -104,6 +105,8 @@ struct Connection<E> {
     engine: Option<Arc<E>>,
     client: Arc<Client>,
     stream: TcpStream,
+    /// Whether it has to wait for others like it.
+    newcomer: Newcomer,
     session: Session,
     decoder: RequestDecoder,
     /// The decoder has no complete request left.
@@ -160,6 +163,7 @@ pub(crate) async fn serve<E: Engine>(shared: Arc<Shared<E>>, stream: TcpStream, 
     let mut connection = Connection {
         session: Session::new(Arc::clone(&client), &shared.port),
         engine: shared.engine(),
+        newcomer: Newcomer::new(&shared.port.crowd),
         shared: Arc::clone(&shared),
         client: Arc::clone(&client),
         stream,
@@ -196,7 +200,7 @@ impl<E: Engine> Connection<E> {
         let client = Arc::clone(&self.client);
         let mut told = pin!(client.told());
         loop {
-            let mut turn_is_over = self.turn().await;
+            let mut turn_is_over = self.take_turn().await;
             self.note_turn();
             // What it can take at once does not count, as in Redis, where replies are written before they are measured.
             if self.is_over_hard_limit() {
@@ -240,6 +244,18 @@ impl<E: Engine> Connection<E> {
                 self.hold = None;
             }
         }
+    }
+
+    /// One turn. Other newcomers may have theirs as soon as this one is over, or waits for something.
+    async fn take_turn(&mut self) -> bool {
+        let mut place = self.newcomer.take_place();
+        let mut turn = pin!(self.turn());
+        poll_fn(|cx| {
+            let turned = turn.as_mut().poll(cx);
+            place = None;
+            turned
+        })
+        .await
     }
 
     /// Outcomes, bytes in and bytes out, as far as they are there.

@@ -11,6 +11,7 @@
 mod clients;
 mod connection;
 mod control;
+mod crowd;
 mod dispatch;
 mod engine;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -4,6 +4,7 @@
 
 use crate::clients::{Client, Clients};
 use crate::control::Control;
+use crate::crowd::Crowd;
 use crate::gate::Gate;
 use crate::latency::{COMMAND, FAST_COMMAND, LatencyMonitor};
 use crate::limits::Limits;
@@ -45,6 +46,8 @@ pub(crate) struct Port {
     pub(crate) limits: Limits,
     /// What may run now.
     pub(crate) gate: Gate,
+    /// Who has just come, or speaks up again.
+    pub(crate) crowd: Crowd,
     pub(crate) slowlog: SlowLog,
     pub(crate) latency: LatencyMonitor,
     pub(crate) saves: Saves,
@@ -72,6 +75,7 @@ impl Port {
             monitors: Monitors::default(),
             limits: Limits::default(),
             gate: Gate::default(),
+            crowd: Crowd::default(),
             slowlog: SlowLog::default(),
             latency: LatencyMonitor::default(),
             saves: Saves::default(),

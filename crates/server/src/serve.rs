@@ -41,7 +41,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections that the kernel keeps for us to accept: a burst of them is taken, not turned away.
 const BACKLOG: u32 = 4096;
 /// Connections accepted before others have their turn.
-const ACCEPT_TURN: usize = 64;
+const ACCEPT_TURN: usize = 16;
 /// How often it is said that clients are refused.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 

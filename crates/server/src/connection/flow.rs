@@ -57,15 +57,26 @@ impl<E: Engine> Connection<E> {
         if self.read_closed || self.finishing || !(self.wants_bytes || ahead) {
             return Ok(false);
         }
+        let now = Instant::now();
+        if self.newcomer.must_wait(now)
+            && !(self.stream.poll_read_ready(cx)?.is_ready() && self.newcomer.poll_through(cx).is_ready())
+        {
+            return Ok(false);
+        }
         let buffer = self.decoder.buffer(READ_BYTES);
         let read = pin!(self.stream.read_buf(buffer));
-        let Poll::Ready(read) = read.poll(cx) else { return Ok(false) };
+        let Poll::Ready(read) = read.poll(cx) else {
+            // Nobody keeps a place without anything to do.
+            drop(self.newcomer.take_place());
+            return Ok(false);
+        };
         let read = read?;
         self.refuse_large_request()?;
         self.read_closed = read == 0;
         self.wants_bytes &= read == 0;
         self.client.meters.read_bytes.fetch_add(read as u64, Ordering::Relaxed);
         self.client.note_active();
+        self.newcomer.heard(now);
         let stats = &self.shared.port.stats;
         stats.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
         stats.reads.fetch_add(1, Ordering::Relaxed);
