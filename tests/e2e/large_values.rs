@@ -80,11 +80,22 @@ async fn set(addr: String, key: String, value: Bytes) -> Result<Value> {
 }
 
 async fn assert_is(cluster: &Cluster, key: &str, value: &Bytes) -> Result<()> {
-    let mut connection = Connection::open(&leader(cluster).await?).await?;
-    let read = connection.call_within(PATIENCE, &["GET", key]).await?;
-    let Value::Bulk(read) = read else { panic!("{key} is {read:?}") };
+    let Value::Bulk(read) = ask(cluster, &["GET", key]).await? else { panic!("{key} is no string") };
     assert!(read == *value, "{key} has {} bytes, some of them wrong", read.len());
     Ok(())
+}
+
+/// What whoever leads says of a key.
+async fn ask(cluster: &Cluster, command: &[&str]) -> Result<Value> {
+    for _ in 0..TRIES {
+        let mut connection = Connection::open(&leader(cluster).await?).await?;
+        let reply = connection.call_within(PATIENCE, command).await?;
+        match Outcome::of_reply(reply) {
+            Outcome::Ok(reply) => return Ok(reply),
+            Outcome::Refused(text) | Outcome::Unknown(text) => eprintln!("large_values: {text}"),
+        }
+    }
+    panic!("{command:?} was not answered in {TRIES} tries");
 }
 
 /// The most memory that any of the servers ever took, MiB.
@@ -141,8 +152,7 @@ async fn the_largest_values() -> Result<()> {
     cluster.kill(victim)?;
     let ending = upload.await?.map_err(|error| error.to_string());
     writers.progress(100, PATIENCE).await;
-    let mut connection = Connection::open(&leader(&cluster).await?).await?;
-    let there = connection.call(&["STRLEN", &interrupted]).await?.integer();
+    let there = ask(&cluster, &["STRLEN", &interrupted]).await?.integer();
     eprintln!("large_values: the interrupted write ended with {ending:?}, {there:?} bytes are there");
     let all = Some(i64::try_from(INTERRUPTED)?);
     match ending {
@@ -153,8 +163,8 @@ async fn the_largest_values() -> Result<()> {
     insist(&cluster, &interrupted, &other).await?;
     cluster.spawn(victim)?;
     cluster.ready().await?;
-    cluster.caught_up().await?;
     let written = writers.stop().await;
+    cluster.caught_up().await?;
 
     let all: Vec<u16> = cluster.numbers().collect();
     cluster.kill_together(&all)?;
