@@ -18,6 +18,8 @@
 //! | [`client`] | a cluster-aware client that says of every command: done, refused, or unknown |
 //! | [`workload`] | concurrent writers and register clients |
 //! | [`flood`] | writes as fast as they are taken |
+//! | [`generator`] | load for measurements: closed and open loops, times in buckets |
+//! | [`process`] | what a process takes of the machine |
 //! | [`load`], [`trial`] | some of everything at once, and what must hold while something goes wrong |
 //! | [`history`] | who asked what when, and what came back |
 //! | [`check`] | judges of what was recorded, each shown to catch the anomaly it is for |
@@ -34,6 +36,7 @@ pub mod cluster;
 pub mod compose;
 pub mod differential;
 pub mod flood;
+pub mod generator;
 pub mod history;
 pub mod image;
 pub mod load;
@@ -44,6 +47,7 @@ pub mod oracle;
 pub mod plain;
 pub mod playground;
 pub mod ports;
+pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod reply;

@@ -1,29 +1,42 @@
 //! A real redis-server, which is right by definition.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::process::{Pid, Signal};
 
+use crate::binary::target_dir;
 use crate::plain::Plain;
+use crate::reply::Reply;
+use crate::slots::SLOTS;
 
-/// A redis-server of our own on a free port of the loopback interface. It goes when this is dropped: it holds nothing
-/// worth keeping.
+/// How long each step may take.
+const LIMIT: Duration = Duration::from_secs(20);
+/// How long it may take to load its data.
+const LOADING_LIMIT: Duration = Duration::from_secs(120);
+
+/// A redis-server of our own on a free port of the loopback interface. It goes when this is dropped, and its data with it.
 #[derive(Debug)]
 pub struct Redis {
     process: Child,
     port: u16,
-    _dir: tempfile::TempDir,
+    arguments: Vec<String>,
+    dir: tempfile::TempDir,
 }
 
 impl Redis {
-    /// Starts one without persistence, and with more arguments.
+    /// Starts one without persistence, and with more arguments, which count more.
     ///
     /// # Errors
     /// When it is not installed, does not start, or is not Redis 7.0.
     pub fn start(arguments: &[&str]) -> Result<Redis> {
-        let dir = tempfile::tempdir()?;
+        // Below target, for /tmp is often memory, where a sync costs nothing.
+        let place = target_dir().join("redis");
+        std::fs::create_dir_all(&place).with_context(|| format!("{}", place.display()))?;
+        let dir = tempfile::Builder::new().prefix("redis-").tempdir_in(place)?;
         // Below the ports that a bus would take beside it.
         let port = loop {
             let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -31,30 +44,15 @@ impl Redis {
                 break port;
             }
         };
-        let process = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
-            .args(["--enable-debug-command", "yes"])
-            .args(arguments)
-            .arg("--dir")
-            .arg(dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("starting redis-server, the oracle of these tests: apt-get install redis-server")?;
-        let mut redis = Redis { process, port, _dir: dir };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            if let Ok(mut connection) = redis.connect()
-                && let Ok(info) = connection.call(&["INFO", "server"])
-            {
-                let info = info.text().unwrap_or_default();
-                ensure!(info.contains("redis_version:7.0."), "the oracle is Redis 7.0: {info}");
-                return Ok(redis);
-            }
-            ensure!(redis.process.try_wait()?.is_none(), "redis-server {arguments:?} does not run");
-            ensure!(Instant::now() < deadline, "redis-server does not listen on port {port}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let process = spawn(port, &arguments, dir.path())?;
+        let mut redis = Redis { process, port, arguments, dir };
+        let version = redis.wait(LIMIT, |connection| {
+            let info = connection.call(&["INFO", "server"])?;
+            info.text().context("INFO answers with no text")
+        })?;
+        ensure!(version.contains("redis_version:7.0."), "the oracle is Redis 7.0: {version}");
+        Ok(redis)
     }
 
     /// Two with half of the slots each, which know each other.
@@ -62,25 +60,131 @@ impl Redis {
     /// # Errors
     /// As [`Redis::start`].
     pub fn cluster() -> Result<[Redis; 2]> {
-        let nodes =
-            [Redis::start(&["--cluster-enabled", "yes"])?, Redis::start(&["--cluster-enabled", "yes"])?];
-        let mut connections = [nodes[0].connect()?, nodes[1].connect()?];
-        for (connection, [first, last]) in connections.iter_mut().zip([["0", "8191"], ["8192", "16383"]]) {
-            connection.call(&["CLUSTER", "ADDSLOTSRANGE", first, last])?;
-        }
-        connections[0].call(&["CLUSTER", "MEET", "127.0.0.1", &nodes[1].port.to_string()])?;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        for connection in &mut connections {
-            loop {
-                let info = connection.call(&["CLUSTER", "INFO"])?.text().unwrap_or_default();
-                if info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384") {
-                    break;
-                }
-                ensure!(Instant::now() < deadline, "the real cluster does not come about: {info}");
-                std::thread::sleep(Duration::from_millis(20));
+        let nodes = Redis::cluster_of(2, 0, &[])?;
+        nodes.try_into().map_err(|_| anyhow!("two masters are not two"))
+    }
+
+    /// A Redis Cluster: `masters` with equal shares of the slots, then `replicas` for each of them, in turns.
+    ///
+    /// # Errors
+    /// As [`Redis::start`], and when they do not come together.
+    pub fn cluster_of(masters: usize, replicas: usize, arguments: &[&str]) -> Result<Vec<Redis>> {
+        // A replica that comes needs not wait for others to come.
+        let arguments =
+            [&["--cluster-enabled", "yes", "--repl-diskless-sync-delay", "0"], arguments].concat();
+        let count = masters * (1 + replicas);
+        let mut nodes = (0..count).map(|_| Redis::start(&arguments)).collect::<Result<Vec<_>>>()?;
+        let slots = usize::from(SLOTS);
+        let first_port = nodes[0].port.to_string();
+        for (n, node) in nodes.iter().enumerate() {
+            let mut connection = node.connect()?;
+            // Else two that claim the same would have to agree first on who is the younger one.
+            node.expect_ok(&mut connection, &["CLUSTER", "SET-CONFIG-EPOCH", &(n + 1).to_string()])?;
+            if n < masters {
+                let (first, last) = (n * slots / masters, (n + 1) * slots / masters - 1);
+                let range = [first.to_string(), last.to_string()];
+                node.expect_ok(&mut connection, &["CLUSTER", "ADDSLOTSRANGE", &range[0], &range[1]])?;
+            }
+            if n > 0 {
+                node.expect_ok(&mut connection, &["CLUSTER", "MEET", "127.0.0.1", &first_port])?;
             }
         }
+        for node in &mut nodes {
+            node.wait(LIMIT, |connection| {
+                let info = text_of(connection, &["CLUSTER", "INFO"])?;
+                ensure!(info.contains(&format!("cluster_known_nodes:{count}\r\n")), "{info}");
+                Ok(())
+            })?;
+        }
+        let ids: Vec<String> = nodes[..masters]
+            .iter()
+            .map(|node| text_of(&mut node.connect()?, &["CLUSTER", "MYID"]))
+            .collect::<Result<_>>()?;
+        for (node, id) in nodes[masters..].iter_mut().zip(ids.iter().cycle()) {
+            // Known by its address is not yet known by its name.
+            node.wait(LIMIT, |connection| {
+                let reply = connection.call(&["CLUSTER", "REPLICATE", id])?.render();
+                ensure!(reply == "OK", "CLUSTER REPLICATE: {reply}");
+                Ok(())
+            })?;
+        }
+        for (n, node) in nodes.iter_mut().enumerate() {
+            node.wait(LIMIT, |connection| {
+                let info = text_of(connection, &["CLUSTER", "INFO"])?;
+                let agrees = info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384");
+                ensure!(agrees, "{info}");
+                let info = text_of(connection, &["INFO", "replication"])?;
+                let state = if n < masters {
+                    format!("connected_slaves:{replicas}\r")
+                } else {
+                    "master_link_status:up".to_owned()
+                };
+                ensure!(info.contains(&state), "{info}");
+                let slots = connection.call(&["CLUSTER", "SLOTS"])?.render();
+                ensure!(nodes_in(&slots) == count, "{slots}");
+                Ok(())
+            })?;
+        }
         Ok(nodes)
+    }
+
+    /// Asks again and again, on new connections, until `condition` holds.
+    fn wait<T>(&mut self, limit: Duration, mut condition: impl FnMut(&mut Plain) -> Result<T>) -> Result<T> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let asked =
+                self.connect().map_err(Into::into).and_then(|mut connection| condition(&mut connection));
+            let why = match asked {
+                Ok(value) => return Ok(value),
+                Err(why) => why,
+            };
+            ensure!(self.process.try_wait()?.is_none(), "redis-server {:?} does not run", self.arguments);
+            ensure!(Instant::now() < deadline, "redis-server on port {}: {why:#}", self.port);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn expect_ok(&self, connection: &mut Plain, argv: &[&str]) -> Result<()> {
+        let reply = connection.call(argv)?.render();
+        ensure!(reply == "OK", "redis-server on port {}: {argv:?} answers {reply}", self.port);
+        Ok(())
+    }
+
+    /// Stops it in order (SIGTERM) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run, or does not go.
+    pub fn stop(&mut self) -> Result<()> {
+        // Not waited for yet, so the id is still this child's and nobody else's.
+        let pid = Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, Signal::TERM).context("stopping redis-server")?;
+        let deadline = Instant::now() + LOADING_LIMIT;
+        while self.process.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "redis-server still runs after {LOADING_LIMIT:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Starts it again, on the data that it left, and waits until it answers `GET key` with a value of so many bytes.
+    /// Returns how long that took.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_again(&mut self, key: &str, value_bytes: usize) -> Result<Duration> {
+        ensure!(self.process.try_wait()?.is_some(), "redis-server runs already");
+        let began = Instant::now();
+        self.process = spawn(self.port, &self.arguments, self.dir.path())?;
+        self.wait(LOADING_LIMIT, |connection| match connection.call(&["GET", key])? {
+            Reply::Bulk(bytes) if bytes.len() == value_bytes => Ok(()),
+            other => bail!("GET {key} answers {}", other.render()),
+        })?;
+        Ok(began.elapsed())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// `host:port` of it.
@@ -100,6 +204,28 @@ impl Redis {
     pub fn connect(&self) -> std::io::Result<Plain> {
         Plain::open(("127.0.0.1", self.port))
     }
+}
+
+fn spawn(port: u16, arguments: &[String], dir: &Path) -> Result<Child> {
+    Command::new("redis-server")
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
+        .args(["--enable-debug-command", "yes"])
+        .args(arguments)
+        .arg("--dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("starting redis-server, the oracle of these tests: apt-get install redis-server")
+}
+
+fn text_of(connection: &mut Plain, argv: &[&str]) -> Result<String> {
+    connection.call(argv)?.text().with_context(|| format!("{argv:?} answers with no text"))
+}
+
+/// How many nodes a reply to CLUSTER SLOTS names, as far as each has one range.
+fn nodes_in(slots: &str) -> usize {
+    slots.matches("127.0.0.1").count()
 }
 
 impl Drop for Redis {
