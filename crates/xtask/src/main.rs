@@ -5,11 +5,15 @@
 //! | `ci` | format, clippy, docs, then `test`: what has to pass before anything is handed in |
 //! | `test` | every test there is, on the built binary too, with the minutes of each lane |
 //! | `prepare` | what the tests need besides Rust: Redis's programs, Python with redis-py |
-//! | `bench cluster` | throughput against a real Redis, in one interleaved run |
+//! | `bench cluster`, `bench server` | throughput against a real Redis, in one interleaved run |
+//! | `bench latency` | times of writes at a fixed rate, the same way |
+//! | `bench memory`, `bench restart` | bytes for a key, seconds for a start, the same way |
+//! | `bench idle` | what a cluster takes that has nothing to do |
 //! | `bench snapshot` | how much longer commands take while a snapshot is written |
 //! | `image` | the container image of the static program |
 //! | `bench burst`, `bench leak` | what an established client notices of very many others |
 //! | `soak handover` | planned handovers of leaders under redis-py and redis-rs |
+//! | `soak load` | full load for long, without an error or an election |
 //! | `fuzz differential` | random commands on a cluster and on a real Redis |
 //! | `fuzz bytes` | random bytes for the request decoder and the session |
 //! | `failover` | how long writes pause when a leader dies, and that none is lost |
@@ -76,7 +80,17 @@ struct ImageArgs {
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// SET and GET on a cluster of three servers, as ratios to a single redis-server in the same run
-    Cluster(bench::Args),
+    Cluster(bench::cluster::Args),
+    /// The string tests of redis-benchmark on one server without durability, as ratios to a redis-server in the same run
+    Server(bench::server::Args),
+    /// How long a SET takes at a fixed rate, counted from when it was due, beside a redis-server in the same run
+    Latency(bench::latency::Args),
+    /// Resident bytes for each of a million small keys, beside a redis-server in the same run
+    Memory(bench::memory::Args),
+    /// How long a start with a million keys takes, beside a redis-server in the same run
+    Restart(bench::restart::Args),
+    /// Processor time of a cluster that nobody asks anything; fails above 1 % of a core for a server
+    Idle(bench::idle::Args),
     /// GET and SET while a shard of a million keys writes a snapshot; fails when the slowest percent takes twice as long
     Snapshot(snapshot::Args),
     /// A thousand connections at once, and ten thousand a second; fails when an established client's p99 is above three times its quiet value
@@ -89,6 +103,8 @@ enum Bench {
 enum Soak {
     /// Planned handovers under the cluster clients of redis-py and redis-rs; fails when an application sees an error
     Handover(HandoverArgs),
+    /// Full load of SET and GET; fails when a reply is an error, or a leader or a term changes
+    Load(bench::soak::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -125,7 +141,12 @@ fn run(task: Task) -> Result<()> {
         Task::Test(args) => lanes::test(&args),
         Task::Prepare => tools::prepare(&lanes::END_TO_END).map(drop),
         Task::Image(args) => image(&args),
-        Task::Bench(Bench::Cluster(args)) => block_on(bench::cluster(&args)),
+        Task::Bench(Bench::Cluster(args)) => block_on(bench::cluster::run(&args)),
+        Task::Bench(Bench::Server(args)) => block_on(bench::server::run(&args)),
+        Task::Bench(Bench::Latency(args)) => block_on(bench::latency::run(&args)),
+        Task::Bench(Bench::Memory(args)) => block_on(bench::memory::run(&args)),
+        Task::Bench(Bench::Restart(args)) => block_on(bench::restart::run(&args)),
+        Task::Bench(Bench::Idle(args)) => block_on(bench::idle::run(&args)),
         Task::Bench(Bench::Snapshot(args)) => block_on(snapshot::run(&args)),
         Task::Bench(Bench::Burst(args)) => block_on(storm::burst_bar(&args)),
         Task::Bench(Bench::Leak(args)) => block_on(storm::leak_bar(&args)),
@@ -133,6 +154,7 @@ fn run(task: Task) -> Result<()> {
             "handover",
             &[("KVORUM_SECONDS", args.minutes * 60), ("KVORUM_EVERY_SECONDS", args.every_seconds)],
         ),
+        Task::Soak(Soak::Load(args)) => block_on(bench::soak::run(&args)),
         Task::Fuzz(Fuzz::Differential(args)) => block_on(fuzz::differential(&args)),
         Task::Fuzz(Fuzz::Bytes(args)) => fuzz::bytes(&args),
         Task::Failover(args) => block_on(failover::run(&args)),

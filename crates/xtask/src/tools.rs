@@ -29,6 +29,18 @@ impl Program {
     }
 }
 
+impl Program {
+    /// The same without where a file lies, for documents.
+    pub(crate) fn short(&self) -> String {
+        match &self.bin {
+            Some(program) => {
+                format!("program {}", program.file_name().unwrap_or(program.as_os_str()).display())
+            }
+            None => self.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.bin {
