@@ -234,3 +234,28 @@ impl Drop for Redis {
         let _ = self.process.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_there_after_a_stop_and_a_start() {
+        for arguments in [&["--save", "3600", "1"][..], &["--appendonly", "yes"]] {
+            let mut redis = Redis::start(arguments).unwrap();
+            assert!(redis.start_again("k", 3).is_err(), "it runs already");
+            redis.expect_ok(&mut redis.connect().unwrap(), &["SET", "k", "abc"]).unwrap();
+            redis.stop().unwrap();
+            redis.start_again("k", 3).unwrap();
+        }
+    }
+
+    #[test]
+    fn replicas_follow_each_master_in_turns() {
+        let nodes = Redis::cluster_of(2, 1, &[]).unwrap();
+        for (master, replica) in [(0, 2), (1, 3)] {
+            let info = text_of(&mut nodes[replica].connect().unwrap(), &["INFO", "replication"]).unwrap();
+            assert!(info.contains(&format!("master_port:{}\r", nodes[master].port())), "{info}");
+        }
+    }
+}

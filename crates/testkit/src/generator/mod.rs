@@ -320,6 +320,8 @@ struct Arrivals {
     timer: OwnedFd,
     schedule: Schedule,
     next_line: usize,
+    /// Everything that was due in time was sent.
+    are_over: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -360,13 +362,13 @@ impl<'a> Worker<'a> {
             }
         }
         let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS);
-        while self.owed > 0 || (arrivals.is_some() && self.now_ns() < self.window.end) {
+        while self.owed > 0 || arrivals.as_ref().is_some_and(|arrivals| !arrivals.are_over) {
             let waiting = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
             match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&waiting)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => bail!("epoll: {error}"),
             }
-            if let Some(arrivals) = &mut arrivals {
+            if let Some(arrivals) = arrivals.as_mut().filter(|arrivals| !arrivals.are_over) {
                 self.send_due(arrivals)?;
             }
             for event in events.drain(..) {
@@ -412,6 +414,7 @@ impl<'a> Worker<'a> {
             let now_ns = self.now_ns();
             let Some(due_ns) = arrivals.schedule.next(now_ns) else { return Ok(()) };
             if due_ns >= self.window.end {
+                arrivals.are_over = true;
                 return Ok(());
             }
             if self.window.contains(&due_ns) {
@@ -519,7 +522,7 @@ impl Arrivals {
         let ticks = Itimerspec { it_interval: tick, it_value: tick };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &ticks)?;
         epoll::add(epoll, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
-        Ok(Arrivals { timer, schedule: Schedule::new(per_second), next_line: 0 })
+        Ok(Arrivals { timer, schedule: Schedule::new(per_second), next_line: 0, are_over: false })
     }
 }
 
@@ -543,6 +546,11 @@ fn thread_cpu() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::cluster_slots;
+    use crate::oracle::Redis;
+    use crate::plain::Plain;
+    use crate::reply::Reply;
+    use crate::resp::Connection;
     use std::collections::BTreeMap;
     use std::net::TcpListener;
 
@@ -613,12 +621,11 @@ mod tests {
 
     #[test]
     fn a_stall_is_in_the_times_of_everything_that_was_due_meanwhile() {
-        // The server answers nothing for 100 ms in the middle: at 1,000 a second some hundred requests wait, 50 ms each on average.
-        let began = Instant::now();
+        // The 200th reply takes 100 ms: at 1,000 a second some hundred requests wait for it, 50 ms each on average.
+        let requests = std::sync::atomic::AtomicU64::new(0);
         let (addr, _) = server(6, move |_| {
-            let stall = Duration::from_millis(200)..Duration::from_millis(300);
-            if stall.contains(&began.elapsed()) {
-                std::thread::sleep(stall.end - began.elapsed());
+            if requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 200 {
+                std::thread::sleep(Duration::from_millis(100));
             }
             Some(b"+PONG\r\n".to_vec())
         });
@@ -646,6 +653,28 @@ mod tests {
         let requests = thread.join().unwrap();
         assert_eq!(requests.len() as u64, measured.all_replies);
         assert!(requests.len() >= 16 && requests.iter().all(|r| *r == request));
+    }
+
+    #[tokio::test]
+    async fn each_leader_of_a_real_cluster_gets_its_own_keys() {
+        let nodes = Redis::cluster_of(3, 1, &[]).unwrap();
+        let ranges = cluster_slots(&mut Connection::open(&nodes[0].addr()).await.unwrap()).await.unwrap();
+        let mut targets = spread(&ranges, "key:", 3_000, 7).unwrap();
+        let set = Template::set("key:", 3);
+        let once = Plan { template: set, depth: 8, targets: targets.clone(), threads: 2, pace: Pace::Once };
+        assert_eq!(run(&once).unwrap().all_replies, 3_000);
+        for target in &targets {
+            let mut connection = Plain::open(target.addr).unwrap();
+            assert_eq!(
+                connection.call(&["DBSIZE"]).unwrap(),
+                Reply::Int(target.keys.len().try_into().unwrap())
+            );
+        }
+        // With the keys of two leaders exchanged, all of them are told to go elsewhere.
+        let keys = Arc::clone(&targets[0].keys);
+        targets[0].keys = std::mem::replace(&mut targets[1].keys, keys);
+        let error = run(&Plan { targets, ..once }).unwrap_err();
+        assert!(format!("{error:#}").contains("MOVED"), "{error:#}");
     }
 
     #[test]

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kvorum_testkit::client::cluster_slots;
 use kvorum_testkit::generator::template::Template;
-use kvorum_testkit::generator::{self, Measured, Pace, Plan, Target, spread};
+use kvorum_testkit::generator::{Measured, Pace, Plan, Target, spread};
 use kvorum_testkit::{Cluster, Connection, Shape};
 
-use super::workload::{CONNECTIONS, KEYS, Subject, VALUES};
+use super::workload::{CONNECTIONS, KEYS, Subject, VALUES, generate};
 use crate::tools::Program;
 
 const DEPTH: usize = 16;
@@ -48,7 +48,8 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     println!("| minute | SET/s | p99 ms | GET/s | p99 ms |\n|---|---|---|---|---|");
     let began = Instant::now();
     for minute in 1..=args.minutes {
-        let both = both(&targets, &Template::set(values.prefix, values.bytes), &Template::get(values.prefix));
+        let (set, get) = (Template::set(values.prefix, values.bytes), Template::get(values.prefix));
+        let both = both(&targets, &set, &get).await;
         let [set, get] = both.inspect_err(|_| cluster.print_logs())?;
         let p99 = |measured: &Measured| measured.latency.percentile(99.0).as_secs_f64() * 1e3;
         println!(
@@ -74,7 +75,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
 }
 
 /// SET and GET at the same time, each from a thread of its own with half of the connections.
-fn both(targets: &[Target], set: &Template, get: &Template) -> Result<[Measured; 2]> {
+async fn both(targets: &[Target], set: &Template, get: &Template) -> Result<[Measured; 2]> {
     let plan = |template: &Template| Plan {
         template: template.clone(),
         depth: DEPTH,
@@ -82,12 +83,8 @@ fn both(targets: &[Target], set: &Template, get: &Template) -> Result<[Measured;
         threads: 1,
         pace: Pace::Closed { warm_up: Duration::ZERO, length: SLICE },
     };
-    let (set, get) = (plan(set), plan(get));
-    std::thread::scope(|scope| {
-        let set = scope.spawn(|| generator::run(&set).context("SET"));
-        let get = generator::run(&get).context("GET");
-        Ok([set.join().expect("the generator panicked")?, get?])
-    })
+    let (set, get) = tokio::join!(generate(plan(set)), generate(plan(get)));
+    Ok([set.context("SET")?, get.context("GET")?])
 }
 
 /// The leader of each shard with its term, as `kvorum cluster status` has them.

@@ -85,7 +85,7 @@ impl Subject {
         tokio::time::sleep(REST).await;
         let targets = self.targets(prefix, KEYS, CONNECTIONS).await?;
         let plan = Plan { template: template.clone(), depth, targets, threads, pace };
-        generator::run(&plan).with_context(|| self.name.clone())
+        generate(plan).await.with_context(|| self.name.clone())
     }
 
     /// Sets keys `0..count`.
@@ -97,10 +97,15 @@ impl Subject {
             threads: 1,
             pace: Pace::Once,
         };
-        let measured = generator::run(&plan).with_context(|| format!("loading {}", self.name))?;
+        let measured = generate(plan).await.with_context(|| format!("loading {}", self.name))?;
         ensure!(measured.all_replies == u64::from(count), "{} of {count} keys", measured.all_replies);
         Ok(())
     }
+}
+
+/// Runs the generator where it blocks nobody, so that an interrupt is heard.
+pub(super) async fn generate(plan: Plan) -> Result<Measured> {
+    tokio::task::spawn_blocking(move || generator::run(&plan)).await.context("the generator panicked")?
 }
 
 /// As fast as replies come, for so long.
