@@ -27,16 +27,16 @@ impl Program {
             None => build(&self.profile),
         }
     }
-}
 
-impl Program {
-    /// The same without where a file lies, for documents.
-    pub(crate) fn short(&self) -> String {
+    /// The same for documents, with the commit of this working tree. Of a program that was there before nobody knows
+    /// which commit it is of, nor does it matter where it lies.
+    pub(crate) fn at_commit(&self, commit: &str) -> String {
         match &self.bin {
             Some(program) => {
-                format!("program {}", program.file_name().unwrap_or(program.as_os_str()).display())
+                let name = program.file_name().unwrap_or(program.as_os_str());
+                format!("program `{}` as given, measured by commit {commit}", name.display())
             }
-            None => self.to_string(),
+            None => format!("commit {commit}, {self}"),
         }
     }
 }

@@ -54,13 +54,8 @@ impl Conditions {
     }
 
     fn text(&self, run: &Run) -> String {
-        let mut text = format!(
-            "commit {}, {}; redis-server {}; {}",
-            self.commit,
-            run.program.short(),
-            self.redis,
-            self.machine
-        );
+        let mut text =
+            format!("{}; redis-server {}; {}", run.program.at_commit(&self.commit), self.redis, self.machine);
         if !self.syncs.is_empty() {
             let Spread { low, middle, high } = Spread::of(&self.syncs);
             text.push_str(&format!(
@@ -134,9 +129,11 @@ impl Report<'_> {
             return Ok(());
         }
         let docs = workspace().join("docs");
-        let plot = format!("{date}-{}-{}.svg", self.name, self.conditions.commit);
-        std::fs::create_dir_all(docs.join("plots"))?;
-        std::fs::write(docs.join("plots").join(&plot), &self.plot)?;
+        let plots = docs.join("plots");
+        std::fs::create_dir_all(&plots)?;
+        let name = format!("{date}-{}-{}", self.name, self.conditions.commit);
+        let plot = free_name(&name, |plot| plots.join(plot).exists());
+        std::fs::write(plots.join(&plot), &self.plot)?;
         let page = docs.join("performance.md");
         let text = std::fs::read_to_string(&page).with_context(|| format!("{}", page.display()))?;
         let command = command_line(std::env::args().skip(1));
@@ -157,6 +154,13 @@ impl Report<'_> {
     fn caption(&self) -> String {
         format!("bench {}, commit {}", self.name, self.conditions.commit)
     }
+}
+
+/// A file of this name, with a number when an earlier run of the same day and commit has it already.
+fn free_name(name: &str, exists: impl Fn(&str) -> bool) -> String {
+    let numbered = (2..).map(|n| format!("{name}-{n}.svg"));
+    let mut names = [format!("{name}.svg")].into_iter().chain(numbered);
+    names.find(|name| !exists(name)).expect("some number is free")
 }
 
 /// The command as somebody else would write it: where a file lies on this machine does not matter, nor that its
@@ -182,6 +186,13 @@ mod tests {
         let mut table = Table::new(["", "Redis"]);
         table.row(["SET P1", "1.0 k"]);
         assert_eq!(table.text, "| | Redis |\n|---|---|\n| SET P1 | 1.0 k |\n");
+    }
+
+    #[test]
+    fn plots_of_earlier_runs_stay() {
+        let there = ["a.svg", "a-2.svg"];
+        assert_eq!(free_name("a", |name| there.contains(&name)), "a-3.svg");
+        assert_eq!(free_name("b", |name| there.contains(&name)), "b.svg");
     }
 
     #[test]
