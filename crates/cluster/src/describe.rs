@@ -28,7 +28,7 @@ pub fn nodes(view: &View, me: ReplicaId, pong_recv_ms: u64) -> String {
 pub fn replicas(view: &View, of: &[u8], me: ReplicaId, pong_recv_ms: u64, out: &mut dyn Sink) -> Outcome {
     let named = NodeId::parse(of).ok().and_then(|id| view.topology.replica_by_node_id(id));
     let Some((shard, replica)) = named else {
-        return Err(Error::one_line(format!("ERR Unknown node {}", String::from_utf8_lossy(of))));
+        return Err(Error::quoting("ERR Unknown node ", of, ""));
     };
     if view.master(shard).id != replica.id {
         return Err(Error::new("ERR The specified node is not a master"));

@@ -164,7 +164,7 @@ impl ShardMachine {
         let Run::Read(run) = command.run else { panic!("'{}' is no read", command.name) };
         self.check_ownership(command, args)?;
         if db >= self.keyspace.databases() {
-            out.error("ERR DB index is out of range");
+            out.error(b"ERR DB index is out of range");
             return Ok(());
         }
         // A reply cannot be taken back from `out`. When some key may be in doubt, a first run without a reply finds

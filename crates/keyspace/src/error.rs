@@ -1,4 +1,6 @@
 //! Error replies: Redis's texts, letter for letter, each with its code in front (`ERR`, `WRONGTYPE`, …).
+//!
+//! A text is bytes, for some quote what a client sent, and that need be no UTF-8.
 
 use std::borrow::Cow;
 
@@ -7,16 +9,21 @@ pub type Outcome = Result<(), Error>;
 
 /// An error reply without the leading `-` and the trailing CRLF.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Error(pub Cow<'static, str>);
+pub struct Error(Cow<'static, [u8]>);
 
 impl Error {
     /// An error with a fixed text.
     pub const fn new(text: &'static str) -> Error {
-        Error(Cow::Borrowed(text))
+        Error(Cow::Borrowed(text.as_bytes()))
+    }
+
+    /// An error with a text of its own.
+    pub fn owned(text: impl Into<Vec<u8>>) -> Error {
+        Error(Cow::Owned(text.into()))
     }
 
     /// The whole text, code included.
-    pub fn text(&self) -> &str {
+    pub fn text(&self) -> &[u8] {
         &self.0
     }
 
@@ -39,52 +46,79 @@ impl Error {
 
     /// The argument of EXPIRE and its kin, or of SET's options, is no time that can be.
     pub fn invalid_expire_time(command: &str) -> Error {
-        Error(Cow::Owned(format!("ERR invalid expire time in '{command}' command")))
+        Error::owned(format!("ERR invalid expire time in '{command}' command"))
     }
 
     /// A container command has no such subcommand; `container` is its name in lower case.
     pub fn unknown_subcommand(container: &str, subcommand: &[u8]) -> Error {
-        let shown = String::from_utf8_lossy(quoted(subcommand, QUOTED_BYTES));
-        Error::one_line(format!(
-            "ERR unknown subcommand '{shown}'. Try {} HELP.",
-            container.to_ascii_uppercase()
-        ))
+        let help = format!("'. Try {} HELP.", container.to_ascii_uppercase());
+        Error::quoting("ERR unknown subcommand '", first(subcommand, QUOTED_BYTES), &help)
     }
 
     /// The same for a container that does not tell a wrong subcommand from a wrong number of arguments.
     pub fn unknown_subcommand_or_arity(container: &str, subcommand: &[u8]) -> Error {
-        let shown = String::from_utf8_lossy(quoted(subcommand, QUOTED_BYTES));
-        Error::one_line(format!(
-            "ERR unknown subcommand or wrong number of arguments for '{shown}'. Try {} HELP.",
-            container.to_ascii_uppercase()
-        ))
+        let help = format!("'. Try {} HELP.", container.to_ascii_uppercase());
+        let what = "ERR unknown subcommand or wrong number of arguments for '";
+        Error::quoting(what, first(subcommand, QUOTED_BYTES), &help)
     }
 
-    /// A client's word as errors quote it: up to its first zero byte, as a text of C.
-    pub fn quote(word: &[u8]) -> Cow<'_, str> {
-        String::from_utf8_lossy(quoted(word, usize::MAX))
+    /// An error that quotes a client's word as Redis does, which takes it for a text of C: up to its first zero byte,
+    /// whatever the other bytes are.
+    pub fn quoting(before: &str, word: &[u8], after: &str) -> Error {
+        Error::one_line([before.as_bytes(), until_zero(word), after.as_bytes()].concat())
     }
 
-    /// An error whose text quotes a client: line breaks would end the reply early and become blanks, those at the end
+    /// An error whose text came from elsewhere: line breaks would end the reply early and become blanks, those at the end
     /// nothing.
-    pub fn one_line(text: String) -> Error {
-        Error(Cow::Owned(text.trim_end_matches(['\r', '\n']).replace(['\r', '\n'], " ")))
+    pub fn one_line(text: impl Into<Vec<u8>>) -> Error {
+        let is_break = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        let mut text = text.into();
+        text.truncate(text.iter().rposition(|byte| !is_break(byte)).map_or(0, |last| last + 1));
+        text.iter_mut().filter(|byte| is_break(byte)).for_each(|byte| *byte = b' ');
+        Error::owned(text)
     }
 
     /// `ERR wrong number of arguments for '<name>' command`, the name in lower case.
     pub fn wrong_arity(name: &str) -> Error {
-        Error(Cow::Owned(format!(
-            "ERR wrong number of arguments for '{}' command",
-            name.to_ascii_lowercase()
-        )))
+        Error::owned(format!("ERR wrong number of arguments for '{}' command", name.to_ascii_lowercase()))
     }
 }
 
 /// So much of a word of a client is quoted.
 pub(crate) const QUOTED_BYTES: usize = 128;
 
-/// What Redis shows of a client's word, which it takes for a text of C: at most that many bytes, and none from a zero on.
-pub(crate) fn quoted(word: &[u8], most: usize) -> &[u8] {
-    let end = word.iter().position(|&byte| byte == 0).unwrap_or(word.len());
-    &word[..end.min(most)]
+/// The word up to its first zero byte.
+pub(crate) fn until_zero(word: &[u8]) -> &[u8] {
+    word.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+/// The word, or its first bytes.
+pub(crate) fn first(word: &[u8], most: usize) -> &[u8] {
+    &word[..word.len().min(most)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn what_a_client_sent_is_quoted_byte_by_byte_up_to_a_zero() {
+        let quoted = |word: &[u8]| Error::quoting("ERR <", word, ">").text().to_vec();
+        assert_eq!(quoted(b"\xff\xc3\xa9\xe2\x82"), b"ERR <\xff\xc3\xa9\xe2\x82>");
+        assert_eq!(quoted(b"a\xff\0b"), b"ERR <a\xff>");
+        assert_eq!(quoted(b"a\r\nb\n"), b"ERR <a  b >");
+    }
+
+    #[test]
+    fn line_breaks_at_the_end_are_left_out() {
+        assert_eq!(Error::one_line("ERR a\r\nb\r\n\n").text(), b"ERR a  b");
+        assert_eq!(Error::one_line("\r\n").text(), b"");
+    }
+
+    #[test]
+    fn a_long_subcommand_is_cut_in_the_middle_of_a_character() {
+        let word = ["x".repeat(127).as_bytes(), "éy".as_bytes()].concat();
+        let expected = [b"ERR unknown subcommand '", &word[..128], b"'. Try CONFIG HELP."].concat();
+        assert_eq!(Error::unknown_subcommand("config", &word).text(), expected);
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Args, Command, Error, Keys, Outcome, Sink, command,
-    error::{QUOTED_BYTES, quoted},
+    error::{QUOTED_BYTES, first, until_zero},
     glob, lookup,
 };
 use command::{Argument, ArgumentKind};
@@ -42,14 +42,11 @@ pub fn unknown_command(args: Args<'_>) -> Error {
         }
         let room = QUOTED_BYTES - shown.len();
         shown.push(b'\'');
-        shown.extend_from_slice(quoted(arg, room));
+        shown.extend_from_slice(first(until_zero(arg), room));
         shown.extend_from_slice(b"' ");
     }
-    let shown = String::from_utf8_lossy(&shown);
-    Error::one_line(format!(
-        "ERR unknown command '{}', with args beginning with: {shown}",
-        String::from_utf8_lossy(quoted(args[0], QUOTED_BYTES))
-    ))
+    let name = first(until_zero(args[0]), QUOTED_BYTES);
+    Error::one_line([b"ERR unknown command '", name, b"', with args beginning with: ", &shown].concat())
 }
 
 const HELP: &[&str] = &[

@@ -6,8 +6,8 @@
 pub trait Sink {
     /// `+OK`-like status without line breaks.
     fn simple(&mut self, text: &str);
-    /// An error, code first, without line breaks.
-    fn error(&mut self, text: &str);
+    /// An error, code first, without line breaks; it need be no UTF-8.
+    fn error(&mut self, text: &[u8]);
     /// A signed integer.
     fn int(&mut self, value: i64);
     /// A bulk string, any bytes.
@@ -49,7 +49,7 @@ pub struct NullSink;
 
 impl Sink for NullSink {
     fn simple(&mut self, _: &str) {}
-    fn error(&mut self, _: &str) {}
+    fn error(&mut self, _: &[u8]) {}
     fn int(&mut self, _: i64) {}
     fn bulk(&mut self, _: &[u8]) {}
     fn null(&mut self) {}

@@ -335,9 +335,9 @@ fn read_one(
 fn refuse(out: &mut dyn ReplySink, refusal: Refusal) {
     match refusal {
         Refusal::NotOwner(slot) => out.not_served(slot),
-        Refusal::NotConfigured => out.error("CLUSTERDOWN The cluster is down"),
+        Refusal::NotConfigured => out.error(b"CLUSTERDOWN The cluster is down"),
         // Definite, and clients try again by themselves.
-        Refusal::Incomplete => out.error("TRYAGAIN The leader changed while the command was on its way"),
+        Refusal::Incomplete => out.error(b"TRYAGAIN The leader changed while the command was on its way"),
         Refusal::WaitForClock(_) => unreachable!("a read at the log's own clock waits for nothing"),
     }
 }

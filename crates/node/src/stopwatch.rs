@@ -63,7 +63,7 @@ mod tests {
 
     impl Sink for Slow {
         fn simple(&mut self, _: &str) {}
-        fn error(&mut self, _: &str) {}
+        fn error(&mut self, _: &[u8]) {}
         fn int(&mut self, _: i64) {}
         fn bulk(&mut self, _: &[u8]) {}
         fn null(&mut self) {}

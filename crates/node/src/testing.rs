@@ -19,8 +19,8 @@ impl Sink for Text {
     fn simple(&mut self, text: &str) {
         self.0.push_str(text);
     }
-    fn error(&mut self, text: &str) {
-        self.0.push_str(text);
+    fn error(&mut self, text: &[u8]) {
+        self.0.push_str(&String::from_utf8_lossy(text));
     }
     fn int(&mut self, value: i64) {
         self.0.push_str(&value.to_string());

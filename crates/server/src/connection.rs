@@ -305,7 +305,7 @@ impl<E: Engine> Connection<E> {
                     count_error(&self.shared.port.stats, error.text());
                     self.reply(|session, _, out| {
                         if session.wants_replies() {
-                            out.error_bytes(error.text());
+                            out.error(error.text());
                         }
                     });
                 }
@@ -448,7 +448,7 @@ impl<E: Engine> Connection<E> {
                 if let Some(command) = command {
                     self.tally.reject(command);
                 }
-                count_error(&self.shared.port.stats, error.text().as_bytes());
+                count_error(&self.shared.port.stats, error.text());
                 let muted = self.session.is_muted();
                 if !muted {
                     self.reply(|_, _, out| out.error(error.text()));
@@ -487,7 +487,7 @@ impl<E: Engine> Connection<E> {
                 self.tally.reject(command);
                 count_error(&self.shared.port.stats, text.as_bytes());
                 if !terms.muted {
-                    self.reply(|_, _, out| out.error(&text));
+                    self.reply(|_, _, out| out.error(text.as_bytes()));
                 }
             }
             Some(_) => self.defer_command(command, args, terms),

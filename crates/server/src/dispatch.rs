@@ -66,7 +66,8 @@ fn refused_in_cluster(view: &View, command: &Command, args: Args<'_>) -> Option<
         return None;
     }
     let error = command::refused_in_cluster(command, args, view.topology.databases)?;
-    Some(error.text().to_owned())
+    // None of these quotes a client.
+    Some(String::from_utf8_lossy(error.text()).into_owned())
 }
 
 /// The reply for a slot that the shard was found not to own when the command was to run.
@@ -98,6 +99,6 @@ pub(crate) fn without_cluster(command: &Command, args: Args<'_>, out: &mut dyn S
                 out.error(error.text());
             }
         }
-        _ => out.error(NOT_SERVED),
+        _ => out.error(NOT_SERVED.as_bytes()),
     }
 }

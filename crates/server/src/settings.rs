@@ -627,17 +627,15 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
     }
     let mut rows: Vec<(&Row, &[u8])> = Vec::new();
     for pair in pairs.chunks(2) {
-        let shown = Error::quote(pair[0]);
         let Some(row) = find(pair[0]) else {
-            return Err(Error::one_line(format!(
-                "ERR Unknown option or number of arguments for CONFIG SET - '{shown}'"
-            )));
+            let what = "ERR Unknown option or number of arguments for CONFIG SET - '";
+            return Err(Error::quoting(what, pair[0], "'"));
         };
         if matches!(row.kind, Kind::Fixed(_)) {
-            return refuse(&shown, IMMUTABLE);
+            return refuse(pair[0], IMMUTABLE);
         }
         if rows.iter().any(|(other, _)| other.name == row.name) {
-            return refuse(&shown, "duplicate parameter");
+            return refuse(pair[0], "duplicate parameter");
         }
         rows.push((row, pair[1]));
     }
@@ -645,7 +643,7 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
     for (row, value) in rows {
         match row.parse(value, place) {
             Ok(value) => changes.push((row, value)),
-            Err(why) => return refuse(row.name, &why),
+            Err(why) => return refuse(row.name.as_bytes(), &why),
         }
     }
     changes.into_iter().for_each(|(row, value)| row.store(&place.port.settings, value));
@@ -671,8 +669,8 @@ pub(crate) fn rewrite(place: Place<'_>) -> Outcome {
 }
 
 /// The words of a refusal. Redis names a setting as the client did, but where it does not like the value.
-fn refuse(name: &str, why: &str) -> Outcome {
-    Err(Error::one_line(format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}")))
+fn refuse(name: &[u8], why: &str) -> Outcome {
+    Err(Error::quoting("ERR CONFIG SET failed (possibly related to argument '", name, &format!("') - {why}")))
 }
 
 #[cfg(test)]

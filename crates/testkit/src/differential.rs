@@ -20,7 +20,7 @@ pub use commands::{Commands, KEYS};
 
 use crate::plain::Plain;
 use crate::random::Random;
-use crate::reply::Reply;
+use crate::reply::{Reply, error_text};
 use crate::resp::encode;
 
 /// Commands of an episode.
@@ -371,7 +371,7 @@ fn is(argv: &[Vec<u8>], name: &str) -> bool {
 }
 
 fn leads_no_more(reply: &Reply) -> bool {
-    matches!(reply, Reply::Error(text) if ["READONLY You", "UNKNOWN ", "CLUSTERDOWN", "MASTERDOWN"].iter().any(|code| text.starts_with(code)))
+    matches!(reply, Reply::Error(text) if ["READONLY You", "UNKNOWN ", "CLUSTERDOWN", "MASTERDOWN"].iter().any(|code| text.starts_with(code.as_bytes())))
 }
 
 /// Whether the replies to a command are as equal as the two servers can be.
@@ -584,7 +584,7 @@ fn typed(reply: &Reply) -> String {
     let all = |items: &[Reply]| items.iter().map(typed).collect::<Vec<_>>().join(", ");
     match reply {
         Reply::Simple(text) => format!("+{text}"),
-        Reply::Error(text) => format!("-{}", text.escape_debug()),
+        Reply::Error(text) => format!("-{}", error_text(text)),
         Reply::Int(value) => format!(":{value}"),
         Reply::Bulk(bytes) => format!("\"{}\"", bytes.escape_ascii()),
         Reply::Null => "null".to_owned(),
@@ -643,7 +643,7 @@ mod tests {
         );
         let (ab, ba) = (Reply::Array(vec![bulk("a"), bulk("b")]), Reply::Array(vec![bulk("b"), bulk("a")]));
         assert!(agree(&argv("KEYS *"), &ab, &ba) && !agree(&argv("MGET a b"), &ab, &ba));
-        let error = |text: &str| Reply::Error(text.to_owned());
+        let error = |text: &str| Reply::Error(text.into());
         assert!(!agree(&argv("INFO x"), &error("ERR a"), &error("ERR b")));
     }
 }

@@ -11,8 +11,8 @@ use std::fmt;
 pub enum Reply {
     /// `+`
     Simple(String),
-    /// `-`
-    Error(String),
+    /// `-`; may quote any bytes of a client.
+    Error(Vec<u8>),
     /// `:`
     Int(i64),
     /// `$`
@@ -84,7 +84,7 @@ impl Reply {
     fn render_at(&self, out: &mut String, indent: usize) {
         match self {
             Reply::Simple(text) => out.push_str(text),
-            Reply::Error(text) => out.push_str(&format!("(error) {text}")),
+            Reply::Error(text) => out.push_str(&format!("(error) {}", error_text(text))),
             Reply::Int(value) => out.push_str(&format!("(integer) {value}")),
             Reply::Bulk(bytes) => out.push_str(&format!("\"{}\"", bytes.escape_ascii())),
             Reply::Array(items) if items.is_empty() => out.push_str("(empty array)"),
@@ -127,10 +127,8 @@ impl Reply {
     /// The bytes of a string of any kind.
     pub fn bytes(&self) -> Option<&[u8]> {
         match self {
-            Reply::Simple(text) | Reply::Error(text) | Reply::Double(text) | Reply::BigNumber(text) => {
-                Some(text.as_bytes())
-            }
-            Reply::Bulk(bytes) | Reply::Verbatim(_, bytes) => Some(bytes),
+            Reply::Simple(text) | Reply::Double(text) | Reply::BigNumber(text) => Some(text.as_bytes()),
+            Reply::Error(bytes) | Reply::Bulk(bytes) | Reply::Verbatim(_, bytes) => Some(bytes),
             _ => None,
         }
     }
@@ -139,6 +137,18 @@ impl Reply {
     pub fn text(&self) -> Option<String> {
         self.bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
+}
+
+/// An error as a script has it: what is no UTF-8, or would look like nothing, as `\xHH`.
+pub(crate) fn error_text(text: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in text.utf8_chunks() {
+        for char in chunk.valid().chars() {
+            if char.is_control() { out.extend(char.escape_debug()) } else { out.push(char) }
+        }
+        chunk.invalid().iter().for_each(|byte| out.push_str(&format!("\\x{byte:02x}")));
+    }
+    out
 }
 
 /// Deeper than any reply of Redis.
@@ -162,12 +172,15 @@ impl Parser<'_> {
         let rest = &self.bytes[self.at + 1..];
         let Some(end) = rest.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
         let line = rest[..end].strip_suffix(b"\r").ok_or_else(|| bad("a line ends with \\n alone"))?;
-        let text = String::from_utf8_lossy(line).into_owned();
         self.at += 1 + end + 1;
+        if kind == b'-' {
+            return Ok(Some(Reply::Error(line.to_vec())));
+        }
+        let text = std::str::from_utf8(line).map_err(|_| Malformed(line.escape_ascii().to_string()))?;
+        let text = text.to_owned();
         let number = || text.parse::<i64>().map_err(|_| Malformed(format!("{text:?} is no number")));
         let reply = match kind {
             b'+' => Reply::Simple(text),
-            b'-' => Reply::Error(text),
             b':' => Reply::Int(number()?),
             b',' => Reply::Double(text),
             b'(' => Reply::BigNumber(text),
@@ -186,7 +199,8 @@ impl Parser<'_> {
                     } else {
                         let (format, text) = body.split_at_checked(4).ok_or_else(|| bad("no format"))?;
                         let format = format.strip_suffix(b":").ok_or_else(|| bad("no format"))?;
-                        Reply::Verbatim(String::from_utf8_lossy(format).into_owned(), text.to_vec())
+                        let format = std::str::from_utf8(format).map_err(|_| bad("no format"))?;
+                        Reply::Verbatim(format.to_owned(), text.to_vec())
                     }
                 }
             },
@@ -228,7 +242,7 @@ mod tests {
         let bytes = b"*9\r\n+OK\r\n-ERR no\r\n:-7\r\n$3\r\na\nb\r\n$-1\r\n*-1\r\n%1\r\n+k\r\n,1.50\r\n~1\r\n#t\r\n=7\r\ntxt:abc\r\n";
         let expected = Reply::Array(vec![
             Reply::Simple("OK".to_owned()),
-            Reply::Error("ERR no".to_owned()),
+            Reply::Error(b"ERR no".to_vec()),
             Reply::Int(-7),
             Reply::Bulk(b"a\nb".to_vec()),
             Reply::Null,
@@ -250,6 +264,17 @@ mod tests {
         {
             assert!(Reply::parse(bytes).is_err(), "{}", bytes.escape_ascii());
         }
+    }
+
+    #[test]
+    fn errors_that_differ_in_one_byte_differ() {
+        let error = |bytes: &[u8]| Reply::parse(bytes).unwrap().unwrap().0;
+        let (one, other) = (error(b"-ERR '\xff'\r\n"), error(b"-ERR '\xfe'\r\n"));
+        assert_ne!(one, other);
+        assert_ne!(one, error("-ERR '\u{fffd}'\r\n".as_bytes()));
+        assert_eq!(one.render(), r"(error) ERR '\xff'");
+        assert_eq!(error("-ERR é\0\r\n".as_bytes()).render(), r"(error) ERR é\0");
+        assert!(Reply::parse(b"+\xff\r\n").is_err(), "only errors quote clients");
     }
 
     #[test]

@@ -354,7 +354,7 @@ impl Rule {
             (_, Reply::Simple(_)) => Reply::Simple(String::new()),
             (_, Reply::Bulk(_)) => Reply::Bulk(Vec::new()),
             (_, Reply::Verbatim(format, _)) => Reply::Verbatim(format, Vec::new()),
-            (_, Reply::Error(_)) => Reply::Error(String::new()),
+            (_, Reply::Error(_)) => Reply::Error(Vec::new()),
             (_, Reply::Array(_)) => Reply::Array(Vec::new()),
             (_, Reply::Map(_)) => Reply::Map(Vec::new()),
             (_, other) => other,

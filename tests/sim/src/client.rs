@@ -102,8 +102,8 @@ impl Sink for Replies {
     fn simple(&mut self, _: &str) {
         self.0.push(Reply::Ok);
     }
-    fn error(&mut self, text: &str) {
-        self.0.push(Reply::Error(text.to_owned()));
+    fn error(&mut self, text: &[u8]) {
+        self.0.push(Reply::Error(String::from_utf8_lossy(text).into_owned()));
     }
     fn int(&mut self, value: i64) {
         self.0.push(Reply::Int(value));

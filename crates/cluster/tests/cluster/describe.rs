@@ -39,7 +39,7 @@ fn replicas(view: &View, of: &str) -> Result<String, String> {
         Ok(()) => Ok(named(view, &out.0.join(" "))),
         Err(error) => {
             assert_eq!(out, Rendered::default(), "an error is the only reply");
-            Err(error.text().to_owned())
+            Err(String::from_utf8(error.text().to_vec()).unwrap())
         }
     }
 }

@@ -85,8 +85,8 @@ impl Sink for Rendered {
     fn simple(&mut self, text: &str) {
         self.line('+', text);
     }
-    fn error(&mut self, text: &str) {
-        self.line('-', text);
+    fn error(&mut self, text: &[u8]) {
+        self.line('-', String::from_utf8_lossy(text));
     }
     fn int(&mut self, value: i64) {
         self.line(':', value);

@@ -295,10 +295,7 @@ impl ExpireConditions {
                 b"xx" => &mut conditions.xx,
                 b"gt" => &mut conditions.gt,
                 b"lt" => &mut conditions.lt,
-                _ => {
-                    let option = Error::quote(option);
-                    return Err(Error::one_line(format!("ERR Unsupported option {option}")));
-                }
+                _ => return Err(Error::quoting("ERR Unsupported option ", option, "")),
             };
             *field = true;
         }

@@ -221,7 +221,8 @@ mod tests {
         let refused = |line: &str, databases: u16| {
             let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
             let command = lookup(args[0]).unwrap();
-            refused_in_cluster(command, &args, databases).map(|error| error.text().to_owned())
+            refused_in_cluster(command, &args, databases)
+                .map(|error| String::from_utf8(error.text().to_vec()).unwrap())
         };
         let copy = "ERR Copying to another database is not allowed in cluster mode";
         for (line, expected) in [

@@ -44,7 +44,7 @@ impl Sink for TreeSink {
     fn simple(&mut self, text: &str) {
         self.push(Reply::Simple(text.into()));
     }
-    fn error(&mut self, text: &str) {
+    fn error(&mut self, text: &[u8]) {
         self.push(Reply::Error(text.into()));
     }
     fn int(&mut self, value: i64) {

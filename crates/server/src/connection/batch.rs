@@ -241,7 +241,7 @@ impl<E: Engine> Connection<E> {
                 return self.hold(since);
             }
             Err(ReadError::TooStale) => {
-                (0..commands.len()).for_each(|_| self.out.error(dispatch::MASTER_DOWN));
+                (0..commands.len()).for_each(|_| self.out.error(dispatch::MASTER_DOWN.as_bytes()));
             }
         }
         let mut out = std::mem::take(&mut self.out);
@@ -273,7 +273,7 @@ impl<E: Engine> Connection<E> {
                     if saved {
                         out.ok();
                     } else {
-                        out.error("ERR the snapshot could not be written, the log says why");
+                        out.error(b"ERR the snapshot could not be written, the log says why");
                     }
                     Ok(out)
                 }),
@@ -291,7 +291,7 @@ impl<E: Engine> Connection<E> {
                 }),
                 Work::Ended(error) => {
                     let mut out = Box::new(RespSink::new(running.terms.protocol));
-                    out.error(error);
+                    out.error(error.as_bytes());
                     Poll::Ready(Ok(out))
                 }
             };
@@ -422,7 +422,7 @@ impl<E: Engine> Connection<E> {
     /// The same error for each of some commands.
     pub(super) fn errors(&mut self, commands: usize, text: &str, terms: Terms) -> Box<RespSink> {
         let mut out = self.sink(terms.protocol);
-        (0..commands).for_each(|_| out.error(text));
+        (0..commands).for_each(|_| out.error(text.as_bytes()));
         out
     }
 

@@ -139,7 +139,7 @@ impl<E: Engine> Connection<E> {
             count_error(&self.shared.port.stats, dispatch::CLUSTER_DOWN.as_bytes());
             return self.reply(|session, _, out| {
                 if !session.is_muted() {
-                    out.error(dispatch::CLUSTER_DOWN);
+                    out.error(dispatch::CLUSTER_DOWN.as_bytes());
                 }
             });
         }

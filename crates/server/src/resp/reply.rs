@@ -127,17 +127,6 @@ impl RespSink {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// An error whose text may not be UTF-8. It has no line breaks.
-    pub(crate) fn error_bytes(&mut self, text: &[u8]) {
-        if self.missing == 0 {
-            self.errors.push((self.replies, self.bytes.len()));
-        }
-        self.part();
-        self.bytes.push(b'-');
-        self.bytes.extend_from_slice(text);
-        self.bytes.extend_from_slice(b"\r\n");
-    }
-
     /// Bytes that the buffer can hold.
     pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()
@@ -200,13 +189,13 @@ impl RespSink {
         }
     }
 
-    fn line(&mut self, kind: u8, text: &str) {
+    fn line(&mut self, kind: u8, text: &[u8]) {
         self.bytes.push(kind);
-        if text.bytes().any(|byte| byte == b'\r' || byte == b'\n') {
-            let blank = |byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte };
-            self.bytes.extend(text.bytes().map(blank));
+        if text.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
+            let blank = |&byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { byte };
+            self.bytes.extend(text.iter().map(blank));
         } else {
-            self.bytes.extend_from_slice(text.as_bytes());
+            self.bytes.extend_from_slice(text);
         }
         self.bytes.extend_from_slice(b"\r\n");
     }
@@ -242,10 +231,10 @@ fn line_at(bytes: &[u8], at: usize) -> &[u8] {
 impl Sink for RespSink {
     fn simple(&mut self, text: &str) {
         self.part();
-        self.line(b'+', text);
+        self.line(b'+', text.as_bytes());
     }
 
-    fn error(&mut self, text: &str) {
+    fn error(&mut self, text: &[u8]) {
         if self.missing == 0 {
             self.errors.push((self.replies, self.bytes.len()));
         }
@@ -296,7 +285,7 @@ impl Sink for RespSink {
         let text = format_double(value);
         match self.protocol {
             Protocol::Resp2 => self.write_bulk(b'$', [text.as_bytes(), b""]),
-            Protocol::Resp3 => self.line(b',', &text),
+            Protocol::Resp3 => self.line(b',', text.as_bytes()),
         }
     }
 
@@ -394,7 +383,7 @@ mod tests {
         let mut sink = RespSink::new(protocol);
         sink.ok();
         sink.simple("a\r\nb");
-        sink.error("ERR x\ny");
+        sink.error(b"ERR x\ny");
         sink.int(i64::MIN);
         sink.bulk(b"a\r\n");
         sink.null();
@@ -433,6 +422,14 @@ mod tests {
     }
 
     #[test]
+    fn errors_are_bytes() {
+        let mut sink = RespSink::default();
+        sink.error(b"ERR \xff\r\xc3\n\0");
+        assert_eq!(sink.bytes(), b"-ERR \xff \xc3 \0\r\n");
+        assert_eq!(sink.errors().collect::<Vec<_>>(), [(0, &b"ERR \xff \xc3 \0"[..])]);
+    }
+
+    #[test]
     fn what_is_taken_back_was_never_there() {
         let mut sink = RespSink::new(Protocol::Resp3);
         sink.int(1);
@@ -442,10 +439,10 @@ mod tests {
         sink.array(2);
         sink.int(1);
         sink.bulk(b"\r\n*9\r\n");
-        sink.error("ERR x");
+        sink.error(b"ERR x");
         sink.not_served(Slot::new(1).unwrap());
         sink.rewind(mark);
-        sink.error("ERR y");
+        sink.error(b"ERR y");
         assert_eq!(sink.replies(), 2);
         assert_eq!(sink.errors().collect::<Vec<_>>(), [(1, &b"ERR y"[..])]);
         assert_eq!(sink.bytes(), b":1\r\n-ERR y\r\n");
@@ -457,7 +454,7 @@ mod tests {
         let mut sink = RespSink::default();
         sink.int(1);
         sink.not_served(Slot::new(7).unwrap());
-        sink.error("ERR z");
+        sink.error(b"ERR z");
         sink.not_served(Slot::new(8).unwrap());
         sink.resolve_unserved(|slot| format!("MOVED {slot} h:1"));
         assert_eq!(sink.bytes(), b":1\r\n-MOVED 7 h:1\r\n-ERR z\r\n-MOVED 8 h:1\r\n");

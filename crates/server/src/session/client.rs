@@ -133,8 +133,8 @@ impl Session {
             "caching" => return Err(NOT_TRACKING),
             "help" => out.help(HELP),
             other => {
-                let text = format!("ERR CLIENT {} is not supported", other.to_ascii_uppercase());
-                return Err(Error::one_line(text));
+                let name = other.to_ascii_uppercase();
+                return Err(Error::owned(format!("ERR CLIENT {name} is not supported")));
             }
         }
         Ok(Next::Continue)
@@ -149,8 +149,7 @@ impl Session {
             check_name(args[3], "lib-ver")?;
             self.client.update(|profile| profile.lib_ver = value);
         } else {
-            let text = format!("ERR Unrecognized option '{}'", Error::quote(args[2]));
-            return Err(Error::one_line(text));
+            return Err(Error::quoting("ERR Unrecognized option '", args[2], "'"));
         }
         out.ok();
         Ok(())
@@ -233,10 +232,7 @@ impl<'a> Filter<'a> {
                 b"laddr" => filter.laddr = Some(value),
                 b"type" => filter.normal = is_normal(value)?,
                 b"user" if value == b"default" => filter.default_user = true,
-                b"user" => {
-                    let text = format!("ERR No such user '{}'", Error::quote(value));
-                    return Err(Error::one_line(text));
-                }
+                b"user" => return Err(Error::quoting("ERR No such user '", value, "'")),
                 b"skipme" if value.eq_ignore_ascii_case(b"yes") => filter.skip_me = true,
                 b"skipme" if value.eq_ignore_ascii_case(b"no") => filter.skip_me = false,
                 _ => return Err(Error::SYNTAX),
@@ -325,10 +321,7 @@ fn is_normal(kind: &[u8]) -> Result<bool, Error> {
     match kind.to_ascii_lowercase().as_slice() {
         b"normal" => Ok(true),
         b"master" | b"replica" | b"slave" | b"pubsub" => Ok(false),
-        _ => {
-            let text = format!("ERR Unknown client type '{}'", Error::quote(kind));
-            Err(Error::one_line(text))
-        }
+        _ => Err(Error::quoting("ERR Unknown client type '", kind, "'")),
     }
 }
 
@@ -347,5 +340,5 @@ pub(super) fn check_name(name: &[u8], what: &str) -> Outcome {
     if name.iter().all(|byte| (b'!'..=b'~').contains(byte)) {
         return Ok(());
     }
-    Err(Error::one_line(format!("ERR {what} cannot contain spaces, newlines or special characters.")))
+    Err(Error::owned(format!("ERR {what} cannot contain spaces, newlines or special characters.")))
 }

@@ -71,7 +71,7 @@ pub(super) fn cluster(
         other => match instead(other) {
             Some(instead) => {
                 let name = other.to_ascii_uppercase();
-                return Err(Error::one_line(format!("ERR CLUSTER {name} is not supported: {instead}")));
+                return Err(Error::owned(format!("ERR CLUSTER {name} is not supported: {instead}")));
             }
             None => topology(other, args, place, out)?,
         },
@@ -120,8 +120,7 @@ fn without_cluster(subcommand: &str, args: Args<'_>, place: Place<'_>, out: &mut
         ),
         "slots" | "shards" => out.array(0),
         "replicas" | "slaves" => {
-            let text = format!("ERR Unknown node {}", Error::quote(args[2]));
-            return Err(Error::one_line(text));
+            return Err(Error::quoting("ERR Unknown node ", args[2], ""));
         }
         _ => return Err(Error::unknown_subcommand("cluster", args[1])),
     }

@@ -21,7 +21,7 @@ pub(super) fn debug(command: &Command, args: Args<'_>, place: Place<'_>, out: &m
             replica.set_active_expire(on);
             out.ok();
         }
-        "error" => return Err(Error::one_line(String::from_utf8_lossy(args[2]).into_owned())),
+        "error" => return Err(Error::owned(args[2])),
         "log" => {
             info!(message = %String::from_utf8_lossy(args[2]), "DEBUG LOG");
             out.ok();

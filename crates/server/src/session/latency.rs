@@ -51,8 +51,7 @@ pub(super) fn latency(command: &Command, args: Args<'_>, place: Place<'_>, out: 
         }
         "graph" => {
             let Some((event, series)) = monitor.series(args[2]) else {
-                let event = Error::quote(args[2]);
-                return Err(Error::one_line(format!("ERR No samples available for event '{event}'")));
+                return Err(Error::quoting("ERR No samples available for event '", args[2], "'"));
             };
             out.verbatim("txt", series.graph(event, wall_time().as_secs()).as_bytes());
         }

@@ -288,8 +288,7 @@ impl Session {
             name if name.starts_with("cluster") => cluster::cluster(command, args, self.db, place, out)?,
             name => {
                 // A row without a function: say so rather than stay silent.
-                let text = format!("ERR '{name}' is not supported");
-                return Err(Error::one_line(text));
+                return Err(Error::owned(format!("ERR '{name}' is not supported")));
             }
         }
         Ok(Next::Continue)
@@ -338,8 +337,7 @@ impl Session {
                 self.set_name(rest[0], place.port)?;
                 &rest[1..]
             } else {
-                let text = format!("ERR Syntax error in HELLO option '{}'", Error::quote(option));
-                return Err(Error::one_line(text));
+                return Err(Error::quoting("ERR Syntax error in HELLO option '", option, "'"));
             };
         }
         // As Redis: not even when the password was taken away since.
