@@ -12,6 +12,7 @@
 //! | [`resp`] | one connection that speaks RESP |
 //! | [`reply`], [`plain`] | replies with their exact types, and a blocking connection that reads them |
 //! | [`oracle`] | a real redis-server |
+//! | [`http`] | a client of HTTP ports, and Prometheus's text format |
 //! | [`script`] | golden scripts |
 //! | [`storm`] | very many connections |
 //! | [`differential`] | random commands on two servers |
@@ -38,6 +39,7 @@ pub mod differential;
 pub mod flood;
 pub mod generator;
 pub mod history;
+pub mod http;
 pub mod image;
 pub mod load;
 pub mod map;
