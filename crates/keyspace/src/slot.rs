@@ -38,7 +38,8 @@ pub fn slot_of(key: &[u8]) -> Slot {
     Slot(crc16(hash_tag(key)) % SLOTS)
 }
 
-fn hash_tag(key: &[u8]) -> &[u8] {
+/// The part of a key that counts.
+pub(crate) fn hash_tag(key: &[u8]) -> &[u8] {
     let Some(open) = key.iter().position(|&b| b == b'{') else { return key };
     let rest = &key[open + 1..];
     match rest.iter().position(|&b| b == b'}') {

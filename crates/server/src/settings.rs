@@ -650,8 +650,17 @@ pub(crate) fn set(place: Place<'_>, pairs: Args<'_>) -> Outcome {
     Ok(())
 }
 
+/// What CONFIG REWRITE writes of the settings that CONFIG SET can change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Extent {
+    /// Those that the file names, and those that are not the default.
+    Changed,
+    /// All.
+    Everything,
+}
+
 /// CONFIG REWRITE: what CONFIG SET can change goes into the server's file, under the same names.
-pub(crate) fn rewrite(place: Place<'_>) -> Outcome {
+pub(crate) fn rewrite(place: Place<'_>, extent: Extent) -> Outcome {
     let settings = &place.port.settings;
     let Some(path) = &settings.file else {
         return Err(Error::new("ERR The server is running without a config file"));
@@ -659,7 +668,8 @@ pub(crate) fn rewrite(place: Place<'_>) -> Outcome {
     let fresh = Settings::default();
     let lines = ROWS.iter().filter_map(|row| {
         let value = row.in_file(settings)?;
-        let is_default = row.in_file(&fresh).is_some_and(|default| default.to_string() == value.to_string());
+        let is_default = extent == Extent::Changed
+            && row.in_file(&fresh).is_some_and(|default| default.to_string() == value.to_string());
         Some(Line { name: row.name, value, is_default })
     });
     rewrite::rewrite(path, lines.collect()).map_err(|error| {

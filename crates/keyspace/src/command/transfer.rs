@@ -2,7 +2,7 @@
 //!
 //! A long value is never copied for it: the keys share it until one of them changes.
 
-use super::{Argument, Command, FAMILIES_LEVEL, Flags, Keys, Run, number};
+use super::{Argument, Command, FAMILIES_LEVEL, Flags, Keys, Run, debug, number};
 use crate::{Args, Error, Outcome, Sink, Writer};
 
 pub(super) static COMMANDS: &[Command] = &[RENAME, RENAMENX, COPY, MOVE, SWAPDB];
@@ -193,7 +193,7 @@ fn swapdb(writer: &mut Writer<'_>, args: Args<'_>, out: &mut dyn Sink) -> Outcom
     Ok(())
 }
 
-/// What a cluster does not let a client do, whose keys are all here: leave its database. A cluster that was configured to
+/// What a cluster does not let a client do, whose keys are all here: leave its database, or make keys of slots that are not here. A cluster that was configured to
 /// have several lets keys move between them (as Valkey 9 does), but no cluster swaps them.
 pub fn refused_in_cluster(command: &Command, args: Args<'_>, databases: u16) -> Option<Error> {
     match command.name {
@@ -207,6 +207,11 @@ pub fn refused_in_cluster(command: &Command, args: Args<'_>, databases: u16) -> 
             Ok(_) => None,
             Err(error) => Some(error),
         },
+        "debug|populate" if !args.get(3).is_some_and(|prefix| debug::keeps_its_slot(prefix)) => {
+            Some(Error::new(
+                "ERR DEBUG POPULATE in a cluster needs a prefix with a hash tag, for a shard holds only keys of its own slots",
+            ))
+        }
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::port::Place;
 use crate::resp::{Protocol, RespSink};
+use crate::settings::{self, Extent};
 use kvorum_keyspace::{Args, Command, Error, Outcome, Sink};
 use tracing::info;
 
@@ -24,6 +25,10 @@ pub(super) fn debug(command: &Command, args: Args<'_>, place: Place<'_>, out: &m
         "error" => return Err(Error::owned(args[2])),
         "log" => {
             info!(message = %String::from_utf8_lossy(args[2]), "DEBUG LOG");
+            out.ok();
+        }
+        "config-rewrite-force-all" => {
+            settings::rewrite(place, Extent::Everything)?;
             out.ok();
         }
         _ => protocol(args[2], out)?,

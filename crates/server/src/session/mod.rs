@@ -277,6 +277,8 @@ impl Session {
             "save" => return persistence::save(place),
             "bgsave" => return persistence::save_in_background(args, place, out),
             "bgrewriteaof" => return persistence::rewrite_log(place, out),
+            "debug|reload" => return persistence::reload(&args[2..], place, out),
+            "debug|loadaof" => return persistence::reload(&[], place, out),
             name if name.starts_with("debug") => debug::debug(command, args, place, out)?,
             name if name.starts_with("memory") => memory::memory(command, place, out),
             name if name.starts_with("module") => server::module(command, out)?,

@@ -20,6 +20,33 @@ pub(super) fn save(place: Place<'_>) -> Result<Next, Error> {
     if place.port.saves.begin() { Ok(Next::Save { in_background: false }) } else { Err(IN_PROGRESS) }
 }
 
+/// DEBUG RELOAD [MERGE | NOFLUSH | NOSAVE …] and DEBUG LOADAOF. Redis shows so that its data survive a restart. Here every
+/// acknowledged write is in the log: a snapshot is written, and what is in memory stays. Going back to an older snapshot
+/// would take back what was acknowledged.
+pub(super) fn reload(options: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Result<Next, Error> {
+    const OPTIONS: Error =
+        Error::new("ERR DEBUG RELOAD only supports the MERGE, NOFLUSH and NOSAVE options.");
+    let mut saves = true;
+    for option in options {
+        match option.to_ascii_lowercase().as_slice() {
+            b"merge" | b"noflush" => {}
+            b"nosave" => saves = false,
+            _ => return Err(OPTIONS),
+        }
+    }
+    if saves {
+        return save(place);
+    }
+    let sequence = place.replica.map_or(0, |replica| replica.keyspace().sequence);
+    if sequence > place.port.saves.last().sequence {
+        return Err(Error::new(
+            "ERR DEBUG RELOAD NOSAVE is not supported after changes: what was acknowledged is not taken back",
+        ));
+    }
+    out.ok();
+    Ok(Next::Continue)
+}
+
 /// BGSAVE [SCHEDULE]
 pub(super) fn save_in_background(
     args: Args<'_>,

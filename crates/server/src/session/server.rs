@@ -3,7 +3,7 @@
 use super::{Next, integer};
 use crate::port::{Place, REDIS_VERSION, wall_time};
 use crate::resp::RespSink;
-use crate::settings;
+use crate::settings::{self, Extent};
 use crate::stats::KeyspaceCounts;
 use kvorum_cluster::{Mode, Replica as ReplicaSpec, ReplicaId, Shard, View};
 use kvorum_keyspace::{Args, Command, Error, Outcome, Sink};
@@ -290,7 +290,7 @@ pub(super) fn config(command: &Command, args: Args<'_>, place: Place<'_>, out: &
             out.ok();
         }
         "rewrite" => {
-            settings::rewrite(place)?;
+            settings::rewrite(place, Extent::Changed)?;
             out.ok();
         }
         "help" => out.help(CONFIG_HELP),

@@ -767,6 +767,25 @@ fn debug_is_for_clients_of_this_machine() {
 }
 
 #[test]
+fn a_reload_takes_nothing_back() {
+    let mut client = Conversation::standalone();
+    client.expect(
+        "DEBUG RELOAD\nDEBUG RELOAD MERGE NOFLUSH\nDEBUG LOADAOF x\nDEBUG RELOAD NOSAVE",
+        "<save>\r\n<save>\r\n<save>\r\n-ERR DEBUG RELOAD NOSAVE is not supported after changes: what was acknowledged is not \
+         taken back\r\n",
+    );
+    let sequence = client.replica.as_ref().unwrap().keyspace().sequence;
+    assert!(client.port.saves.begin());
+    client.expect_errors(&[("DEBUG RELOAD", "ERR Background save already in progress")]);
+    client.port.saves.end(true, sequence);
+    client.expect("DEBUG RELOAD NOSAVE", "+OK\r\n");
+    client.expect_errors(&[
+        ("DEBUG RELOAD NOSAVE foo", "ERR DEBUG RELOAD only supports the MERGE, NOFLUSH and NOSAVE options."),
+        ("DEBUG CONFIG-REWRITE-FORCE-ALL", "ERR The server is running without a config file"),
+    ]);
+}
+
+#[test]
 fn memory_modules_and_other_small_things() {
     let mut client = Conversation::cluster();
     client.expect("MODULE LIST\nMEMORY PURGE", "*0\r\n+OK\r\n");
