@@ -18,9 +18,12 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 20] = [
+pub(crate) const END_TO_END: [&str; 23] = [
     "first_slice",
     "standalone",
+    "metrics",
+    "shutdown",
+    "leak",
     "dev_command",
     "readme_tour",
     "clients",
