@@ -324,6 +324,7 @@ impl<E: Engine> Connection<E> {
     /// Whether the next request may be looked at.
     fn may_look(&self) -> bool {
         !self.finishing
+            && !self.awaits_shutdown()
             && self.deferred.is_empty()
             && self.batches_in_flight < BATCHES_IN_FLIGHT
             && self.queue.len() < QUEUE_LENGTH
@@ -366,8 +367,10 @@ impl<E: Engine> Connection<E> {
             return true;
         }
         if self.read_closed
-            && let Some(Dispatched::Running(Running { work: Work::Replicas { endless: true, .. }, .. })) =
-                self.queue.front()
+            && let Some(Dispatched::Running(Running {
+                work: Work::Replicas { endless: true, .. } | Work::Shutdown(_),
+                ..
+            })) = self.queue.front()
         {
             return true;
         }
@@ -535,6 +538,11 @@ impl<E: Engine> Connection<E> {
             Next::Close => self.finishing = true,
             Next::Wait { replicas, patience, on_disk } => self.wait_replicas(replicas, patience, on_disk),
             Next::Save { in_background } => self.save(in_background),
+            Next::Shutdown => {
+                let control = self.shared.port.control.clone();
+                let withdrawn = Box::pin(async move { control.withdrawn().await });
+                self.run_work(Work::Shutdown(withdrawn), Commands::default());
+            }
             Next::Sleep { duration } => {
                 let wake = Box::pin(tokio::time::sleep(duration));
                 let mut commands = Commands::default();
@@ -543,6 +551,11 @@ impl<E: Engine> Connection<E> {
                 self.run_work(Work::Sleep { wake, slow: Some(slow) }, commands);
             }
         }
+    }
+
+    /// Whether it asked for the shutdown: nothing behind that is looked at, so it is the last one.
+    fn awaits_shutdown(&self) -> bool {
+        matches!(self.queue.back(), Some(Dispatched::Running(Running { work: Work::Shutdown(_), .. })))
     }
 
     /// Whether it waits in a command that takes its time.

@@ -112,6 +112,8 @@ pub(super) enum Work {
     },
     /// SAVE.
     Save(Pin<Box<dyn Future<Output = bool> + Send>>),
+    /// SHUTDOWN, until somebody calls it off.
+    Shutdown(Pin<Box<dyn Future<Output = ()> + Send>>),
     /// A command that takes its time, and then is OK.
     Sleep {
         wake: Pin<Box<tokio::time::Sleep>>,
@@ -275,6 +277,11 @@ impl<E: Engine> Connection<E> {
                     } else {
                         out.error(b"ERR the snapshot could not be written, the log says why");
                     }
+                    Ok(out)
+                }),
+                Work::Shutdown(withdrawn) => withdrawn.as_mut().poll(cx).map(|()| {
+                    let mut out = Box::new(RespSink::new(running.terms.protocol));
+                    out.error(b"ERR Errors trying to SHUTDOWN. Check logs.");
                     Ok(out)
                 }),
                 Work::Sleep { wake, slow } => wake.as_mut().poll(cx).map(|()| {

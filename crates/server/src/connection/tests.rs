@@ -110,6 +110,26 @@ async fn a_connection_goes_on_with_the_replica_that_is_behind_the_port_now() {
 }
 
 #[tokio::test]
+async fn who_asked_for_a_shutdown_waits_until_it_is_called_off_or_the_port_closes() {
+    let server = Server::start(Some(&Scripted::leading(Mode::Cluster))).await;
+    let (mut client, mut other) = (server.client().await, server.client().await);
+    client.send("SET bar 1\r\nSHUTDOWN\r\nGET bar\r\n").await;
+    client.expect("+OK\r\n").await;
+    until("the wish arrives", || server.shared.port.control.is_asked()).await;
+    client.expect_silence().await;
+    other.send("SHUTDOWN ABORT\r\nSET bar 2\r\n").await;
+    other.expect("+OK\r\n+OK\r\n").await;
+    client.expect("-ERR Errors trying to SHUTDOWN. Check logs.\r\n$1\r\n2\r\n").await;
+
+    other.send("SHUTDOWN NOW\r\nGET bar\r\n").await;
+    until("the wish arrives", || server.shared.port.control.is_asked()).await;
+    server.shared.port.control.commit();
+    drop(server.stop);
+    other.expect_end().await;
+    tokio::time::timeout(PATIENCE, server.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_pipeline_is_answered_in_its_order() {
     let replica = Scripted::leading(Mode::Cluster);
     let server = Server::start(Some(&replica)).await;

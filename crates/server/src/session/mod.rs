@@ -115,6 +115,8 @@ pub(crate) enum Next {
         /// The reply was given already.
         in_background: bool,
     },
+    /// Not until the port closes, which ends the connection without a reply; or with an error, when somebody calls the shutdown off.
+    Shutdown,
     /// With `OK`, when this time is over. Whoever returns it closes the port's [`Gate`](crate::gate::Gate) first, if others
     /// are to stand still, too.
     Sleep {
@@ -269,7 +271,7 @@ impl Session {
             "role" => server::role(place, out),
             "wait" => return server::wait(args, place),
             "waitaof" => return server::wait_on_disk(args, place),
-            "shutdown" => server::shutdown(args, place, out)?,
+            "shutdown" => return server::shutdown(args, place, out),
             "failover" => server::failover(args, place)?,
             "replicaof" | "slaveof" => server::replica_of(args, place, out)?,
             "lolwut" => server::lolwut(args, out)?,

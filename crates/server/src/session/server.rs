@@ -124,7 +124,7 @@ fn patience(text: &[u8]) -> Result<Option<Duration>, Error> {
 
 /// SHUTDOWN [NOSAVE | SAVE] [NOW] [FORCE] [ABORT]: the whole process, in order, as SIGTERM does it. Everything acknowledged is in
 /// the log, so the options about saving and waiting change nothing.
-pub(super) fn shutdown(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+pub(super) fn shutdown(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Result<Next, Error> {
     let (mut save, mut nosave, mut abort) = (false, false, false);
     for option in &args[1..] {
         match option.to_ascii_lowercase().as_slice() {
@@ -139,16 +139,15 @@ pub(super) fn shutdown(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> 
         return Err(Error::SYNTAX);
     }
     if !abort {
-        // No reply: the connection ends with the port.
         info!("a client asked for the shutdown");
         place.port.control.ask();
-        return Ok(());
+        return Ok(Next::Shutdown);
     }
     if !place.port.control.withdraw() {
         return Err(Error::new("ERR No shutdown in progress."));
     }
     out.ok();
-    Ok(())
+    Ok(Next::Continue)
 }
 
 /// FAILOVER [TO host port [FORCE]] [ABORT] [TIMEOUT ms]: Redis's refusals.

@@ -65,6 +65,7 @@ impl Conversation {
             match next {
                 Next::Continue => {}
                 Next::Close => replies += "<close>",
+                Next::Shutdown => replies += "<shutdown>\r\n",
                 Next::Sleep { duration } => replies += &format!("<sleep {}>\r\n", duration.as_millis()),
                 Next::Save { in_background } => {
                     replies += if in_background { "<save later>\r\n" } else { "<save>\r\n" };
@@ -690,11 +691,11 @@ fn a_client_asks_for_the_shutdown_and_thinks_better_of_it() {
         ("SHUTDOWN ABORT", "ERR No shutdown in progress."),
     ]);
     assert!(!client.port.control.is_asked());
-    client.expect("SHUTDOWN NOSAVE NOW FORCE", "");
+    client.expect("SHUTDOWN NOSAVE NOW FORCE", "<shutdown>\r\n");
     assert!(client.port.control.is_asked());
     client.expect("SHUTDOWN ABORT", "+OK\r\n");
     assert!(!client.port.control.is_asked());
-    client.expect("SHUTDOWN", "");
+    client.expect("SHUTDOWN", "<shutdown>\r\n");
     client.port.control.commit();
     client.expect_errors(&[("SHUTDOWN ABORT", "ERR No shutdown in progress.")]);
 }
