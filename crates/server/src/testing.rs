@@ -149,7 +149,8 @@ impl Scripted {
         self.0.log.lock().clone()
     }
 
-    fn run(&self, batch: &Batch, out: &mut RespSink) {
+    /// Runs a batch at once.
+    pub(crate) fn run(&self, batch: &Batch, out: &mut RespSink) {
         const NOW_MS: u64 = 1_700_000_000_000;
         let mut keyspace = self.0.keyspace.lock();
         for (command, args) in batch.commands() {
@@ -209,6 +210,7 @@ impl Replica for Scripted {
                 .map(|db| (keyspace.len(db), keyspace.expiring(db)))
                 .collect(),
             used_bytes: keyspace.used_memory(),
+            sequence: keyspace.sequence(),
             ..KeyspaceFacts::default()
         }
     }

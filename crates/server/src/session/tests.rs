@@ -6,7 +6,8 @@ use crate::port::{Place, Port, Replica};
 use crate::resp::{Limits, RequestDecoder, RespSink};
 use crate::testing::{Scripted, port};
 use kvorum_cluster::{Mode, ShardId};
-use kvorum_keyspace::Sink;
+use kvorum_keyspace::{Sink, lookup};
+use kvorum_node::Batch;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -770,15 +771,18 @@ fn debug_is_for_clients_of_this_machine() {
 #[test]
 fn a_reload_takes_nothing_back() {
     let mut client = Conversation::standalone();
+    let replica = client.replica.clone().unwrap();
+    let mut batch = Batch::default();
+    batch.push(lookup(b"SET").unwrap(), 0, [&b"SET"[..], b"k", b"v"].into_iter());
+    replica.run(&batch, &mut RespSink::default());
     client.expect(
         "DEBUG RELOAD\nDEBUG RELOAD MERGE NOFLUSH\nDEBUG LOADAOF x\nDEBUG RELOAD NOSAVE",
         "<save>\r\n<save>\r\n<save>\r\n-ERR DEBUG RELOAD NOSAVE is not supported after changes: what was acknowledged is not \
          taken back\r\n",
     );
-    let sequence = client.replica.as_ref().unwrap().keyspace().sequence;
     assert!(client.port.saves.begin());
     client.expect_errors(&[("DEBUG RELOAD", "ERR Background save already in progress")]);
-    client.port.saves.end(true, sequence);
+    client.port.saves.end(true, replica.keyspace().sequence);
     client.expect("DEBUG RELOAD NOSAVE", "+OK\r\n");
     client.expect_errors(&[
         ("DEBUG RELOAD NOSAVE foo", "ERR DEBUG RELOAD only supports the MERGE, NOFLUSH and NOSAVE options."),
