@@ -156,6 +156,8 @@ pub async fn arrivals(addr: &str, per_second: u64, length: Duration) -> Result<A
             let source = Ipv4Addr::new(127, 0, 1, (1 + started % SOURCES) as u8);
             tasks.spawn(async move {
                 let socket = TcpSocket::new_v4()?;
+                // It goes with a reset: a hundred thousand that linger would fill the tables of the machine's firewall.
+                socket.set_zero_linger()?;
                 socket.bind((source, 0).into())?;
                 let mut stream = socket.connect(addr).await.context("connecting")?;
                 stream.write_all(b"PING\r\n").await?;
