@@ -66,7 +66,7 @@ async fn refused(addr: &str, reason: &str) -> Result<f64> {
 async fn one_name_has_so_many_connections() -> Result<()> {
     let cluster = start(&["maxclients-per-name = \"40%\""]).await?;
     let addr = cluster.addr(1, 0);
-    let established = Established::start(&addr).await?;
+    let established = Established::start(&addr)?;
     let leaked = leak(&addr, "web", MAXCLIENTS).await?;
     assert_eq!(leaked.connections.len(), MAXCLIENTS * 40 / 100);
     assert_eq!(leaked.refusal, "ERR max number of clients of this name reached (maxclients-per-name)");
@@ -113,7 +113,7 @@ async fn one_name_has_so_many_connections() -> Result<()> {
 async fn one_address_has_so_many_connections() -> Result<()> {
     let cluster = start(&["maxclients-per-address = 100", "trusted-addresses = \"127.0.0.1\""]).await?;
     let addr = cluster.addr(1, 0);
-    let established = Established::start(&addr).await?;
+    let established = Established::start(&addr)?;
     let (leaked, why) = leak_from("127.0.0.2", &addr).await?;
     assert_eq!(leaked.len(), 100);
     assert_eq!(why, "-ERR max number of clients of this address reached (maxclients-per-address)\r\n");
@@ -148,7 +148,7 @@ async fn one_address_has_so_many_connections() -> Result<()> {
 async fn all_connections_are_taken_but_for_those_of_operators() -> Result<()> {
     let cluster = start(&["trusted-addresses = \"127.0.0.1\""]).await?;
     let addr = cluster.addr(1, 0);
-    let established = Established::start(&addr).await?;
+    let established = Established::start(&addr)?;
     let (leaked, why) = leak_from("127.0.0.2", &addr).await?;
     assert_eq!(why, "-ERR max number of clients reached\r\n");
     let mut operator = Connection::open(&addr).await?;
