@@ -70,6 +70,9 @@ pub(crate) fn ci() -> Result<()> {
     let mut docs = cargo(&["doc", "--locked", "--workspace", "--no-deps"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     report.run("docs", docs, false);
+    // A workspace of its own, whose lock file nobody else looks at.
+    let fuzz = cargo(&["fetch", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);
+    report.run("fuzz lock", fuzz, false);
     run_tests(&Args::default(), &mut report)?;
     report.close()
 }
