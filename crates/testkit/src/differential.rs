@@ -407,7 +407,7 @@ fn agree(argv: &[Vec<u8>], ours: &Reply, theirs: &Reply) -> bool {
         "SLOWLOG" => matches!(word(1).as_str(), "GET" | "LEN") && same_type,
         // All there are: Redis has more of them, in an order of its own.
         "COMMAND" => argv.len() <= 2 && same_type,
-        "LATENCY" => word(1) == "LATEST" && same_type,
+        "LATENCY" => matches!(word(1).as_str(), "LATEST" | "RESET") && same_type,
         "MEMORY" => matches!(word(1).as_str(), "USAGE" | "DOCTOR" | "STATS") && same_type,
         _ => false,
     }
