@@ -280,11 +280,14 @@ async fn readiness_follows_the_quorum() -> Result<()> {
     ensure!(reasons.lines().count() > 0 && reasons.contains("shard"), "{reasons:?} says not why");
     let addr = http_addr(&cluster, 1);
     cluster
-        .wait("the data are known to be old", async |_: &mut Cluster| {
+        .wait("the data are known to be old, and nobody serves", async |_: &mut Cluster| {
             let scraped = scrape(&addr).await?;
             let age = |shard| scraped.value("kvorum_replica_data_age_seconds", &[("shard", shard)]);
             let ages = ["0", "1", "2"].map(age);
             ensure!(ages.iter().all(|age| *age > 1.0), "{ages:?}");
+            let serves =
+                ["0", "1", "2"].map(|shard| scraped.value("kvorum_shard_serves", &[("shard", shard)]));
+            ensure!(serves == [0.0; 3], "{serves:?}");
             Ok(())
         })
         .await?;

@@ -110,6 +110,11 @@ async fn a_shutdown_that_waits_is_called_off() -> Result<()> {
         cluster.thaw(*other)?;
     }
     ensure!(called_off, "the shutdown cannot be called off");
+    // Who asked for it hears of it, and goes on.
+    let told =
+        tokio::time::timeout(Duration::from_secs(10), asking.receive()).await.context("no reply")??;
+    assert_eq!(told, Value::Error("ERR Errors trying to SHUTDOWN. Check logs.".to_owned()));
+    assert_eq!(asking.call(&["PING"]).await?, Value::Status("PONG".to_owned()));
     let again = other.call(&["SHUTDOWN", "ABORT"]).await?;
     assert_eq!(again, Value::Error("ERR No shutdown in progress.".to_owned()));
     cluster.ready().await?;
