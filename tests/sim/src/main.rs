@@ -23,8 +23,10 @@ use std::process::{Command, ExitCode, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A simulation takes a second or so; one that takes this long hangs.
+/// A simulation takes a second or so of a processor; one that takes this much of it hangs.
 const LONGEST_RUN: Duration = Duration::from_secs(60);
+/// One that waits for ever takes nothing. On a busy machine others may wait long, too.
+const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 
 /// Simulates whole clusters.
 #[derive(Parser)]
@@ -138,7 +140,7 @@ fn simulate(seed: u64, bug: Option<&str>, trace: bool) -> Result<Output> {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if began.elapsed() > LONGEST_RUN {
+        if processor_time(child.id()) > LONGEST_RUN || began.elapsed() > LONGEST_WAIT {
             child.kill()?;
             child.wait()?;
             bail!("VIOLATION in seed {seed}: it does not end: simulated time has stopped");
@@ -147,6 +149,15 @@ fn simulate(seed: u64, bug: Option<&str>, trace: bool) -> Result<Output> {
     };
     let join = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
     Ok(Output { status, stdout: join(out), stderr: join(err) })
+}
+
+/// What a process has taken of the processors so far; Linux counts it in hundredths of a second.
+fn processor_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name of the program, in parentheses, may hold anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+    Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
 fn read_all(from: &mut Option<impl Read>) -> Vec<u8> {
@@ -201,4 +212,25 @@ fn check(first: u64, seeds: u64, jobs: usize, bug: Option<&str>, hunt: bool) -> 
         bad.keys()
     );
     Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_waits_takes_nothing_and_one_that_works_does() {
+        let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+        let mut worker = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let began = Instant::now();
+        while processor_time(worker.id()) < Duration::from_millis(50) && began.elapsed() < LONGEST_RUN {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let times = (processor_time(sleeper.id()), processor_time(worker.id()));
+        for process in [&mut sleeper, &mut worker] {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        assert!(times.0 < Duration::from_millis(50) && times.1 >= Duration::from_millis(50), "{times:?}");
+    }
 }
