@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kvorum_testkit::storm::{Established, arrivals, burst, many_files, resident_bytes};
+use kvorum_testkit::process::resident_bytes;
+use kvorum_testkit::storm::{Established, arrivals, burst, many_files};
 use kvorum_testkit::{Cluster, Connection, Shape, Value};
 
 const MEGABYTE: u64 = 1 << 20;

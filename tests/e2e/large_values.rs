@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use kvorum_testkit::client::Outcome;
+use kvorum_testkit::process::peak_resident_bytes;
 use kvorum_testkit::random::Random;
 use kvorum_testkit::resp::{Connection, Value};
 use kvorum_testkit::slots::key_in;
@@ -103,10 +104,7 @@ fn peak_mib(cluster: &Cluster) -> Result<u64> {
     let mut peak = 0;
     for number in cluster.running() {
         let pid = cluster.pid(number).context("it runs")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("Linux says it")?;
-        let kib: u64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
-        peak = peak.max(kib >> 10);
+        peak = peak.max(peak_resident_bytes(pid)? >> 20);
     }
     Ok(peak)
 }

@@ -4,7 +4,28 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-pub use crate::storm::resident_bytes;
+/// Resident memory of a process, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most resident memory that it ever had, in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub fn peak_resident_bytes(pid: u32) -> Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| field.to_owned())?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kilobytes * 1024)
+}
 
 /// Processor time that a process took so far, its threads' together. In ticks of the kernel: 10 ms, mostly.
 ///
@@ -47,6 +68,23 @@ mod tests {
         let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15";
         assert_eq!((fields(stat, 14), fields(stat, 16)), (Some(23), Some(27)));
         assert_eq!(fields("7 (a) S 1", 14), None);
+    }
+
+    #[test]
+    fn a_process_has_memory_and_had_no_less() {
+        let me = std::process::id();
+        let now = resident_bytes(me).unwrap();
+        assert!(now > 0 && peak_resident_bytes(me).unwrap() >= now);
+    }
+
+    #[test]
+    fn a_process_that_waits_takes_no_processor_time() {
+        let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        let took = cpu_time(sleeper.id());
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(took.unwrap() < Duration::from_millis(50));
     }
 
     #[test]

@@ -34,17 +34,6 @@ pub fn many_files() -> Result<u64> {
     Ok(hard)
 }
 
-/// Resident memory of a process, in bytes.
-///
-/// # Errors
-/// When there is no such process.
-pub fn resident_bytes(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kilobytes * 1024)
-}
-
 /// An established client that asks at a steady pace, a read and a write in turns. It has a thread of its own: what it waits for is the
 /// server, not the others' tasks in this process.
 #[derive(Debug)]

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kvorum_testkit::cluster::succeed;
-use kvorum_testkit::storm::{Established, arrivals, burst, leak, many_files, resident_bytes};
+use kvorum_testkit::process::resident_bytes;
+use kvorum_testkit::storm::{Established, arrivals, burst, leak, many_files};
 use kvorum_testkit::{Cluster, Connection, Shape, Value};
 
 use crate::bench::median;

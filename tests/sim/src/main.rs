@@ -17,6 +17,7 @@ mod trace;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use kvorum_testkit::process::cpu_time;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::process::{Command, ExitCode, Output, Stdio};
@@ -140,7 +141,7 @@ fn simulate(seed: u64, bug: Option<&str>, trace: bool) -> Result<Output> {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if processor_time(child.id()) > LONGEST_RUN || began.elapsed() > LONGEST_WAIT {
+        if cpu_time(child.id())? > LONGEST_RUN || began.elapsed() > LONGEST_WAIT {
             child.kill()?;
             child.wait()?;
             bail!("VIOLATION in seed {seed}: it does not end: simulated time has stopped");
@@ -149,15 +150,6 @@ fn simulate(seed: u64, bug: Option<&str>, trace: bool) -> Result<Output> {
     };
     let join = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
     Ok(Output { status, stdout: join(out), stderr: join(err) })
-}
-
-/// What a process has taken of the processors so far; Linux counts it in hundredths of a second.
-fn processor_time(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name of the program, in parentheses, may hold anything.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
-    Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
 fn read_all(from: &mut Option<impl Read>) -> Vec<u8> {
@@ -212,25 +204,4 @@ fn check(first: u64, seeds: u64, jobs: usize, bug: Option<&str>, hunt: bool) -> 
         bad.keys()
     );
     Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_that_waits_takes_nothing_and_one_that_works_does() {
-        let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
-        let mut worker = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
-        let began = Instant::now();
-        while processor_time(worker.id()) < Duration::from_millis(50) && began.elapsed() < LONGEST_RUN {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let times = (processor_time(sleeper.id()), processor_time(worker.id()));
-        for process in [&mut sleeper, &mut worker] {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
-        assert!(times.0 < Duration::from_millis(50) && times.1 >= Duration::from_millis(50), "{times:?}");
-    }
 }
