@@ -82,8 +82,6 @@ pub(crate) struct Applier {
     store: Arc<SnapshotStore>,
     applied: Option<LogIdOf<Types>>,
     membership: StoredMembershipOf<Types>,
-    /// Of the machine, after the last entry.
-    passing_bytes: u64,
 }
 
 impl Applier {
@@ -92,8 +90,7 @@ impl Applier {
         let current = store.current();
         let applied = current.as_ref().map(|file| file.header.last);
         let membership = current.map(|file| file.header.membership.clone()).unwrap_or_default();
-        let passing_bytes = machine.passing_bytes();
-        Applier { machine, store, applied, membership, passing_bytes }
+        Applier { machine, store, applied, membership }
     }
 
     async fn apply_one(&mut self, entry: EntryOf<Types>) -> io::Result<()> {
@@ -103,7 +100,7 @@ impl Applier {
             return Err(io::Error::other(format!("entry {} came instead of entry {expected}", id.index)));
         }
         self.store.note_applying(id.index);
-        let (payload, outcome) = if self.passing_bytes < HEAVY_BYTES {
+        let (payload, outcome) = if self.machine.passing_bytes() < HEAVY_BYTES {
             let outcome = run(&*self.machine, id, &entry.payload);
             (entry.payload, outcome)
         } else {
@@ -119,8 +116,7 @@ impl Applier {
             self.membership = StoredMembership::new(Some(id), membership);
         }
         self.applied = Some(id);
-        self.passing_bytes = self.machine.passing_bytes();
-        self.store.note_applied(bytes, self.passing_bytes);
+        self.store.note_applied(bytes, self.machine.passing_bytes());
         Ok(())
     }
 }
