@@ -10,7 +10,7 @@ use kvorum_testkit::{Cluster, Shape};
 
 use super::figures::{Rounds, thousands};
 use super::plot::Bars;
-use super::report::{Conditions, Report, Table};
+use super::report::{Report, Table};
 use super::workload::{CONNECTIONS, DEPTHS, KEYS, Subject, VALUES, Values, calibrate, closed, disk};
 use super::{Run, check_seconds};
 
@@ -51,9 +51,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     args.run.check()?;
     check_seconds(args.seconds)?;
     ensure!((1..=8).contains(&args.threads), "--threads must be in 1..=8");
-    crate::tools::prepare(&[])?;
-    let program = args.run.program.get()?;
-    let mut conditions = Conditions::now()?;
+    let (program, mut conditions) = args.run.begin()?;
 
     let redis = Redis::start(&[])?;
     let redis_cluster = Redis::cluster_of(3, 1, &[])?;
@@ -123,7 +121,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
             )
         });
         table.row([name.clone()].into_iter().chain(cells));
-        let bars = (0..subjects.len()).map(|column| rates.spread(row, column).times(1.0 / redis));
+        let bars = rates.spreads(row).into_iter().map(|rate| rate.times(1.0 / redis));
         groups.push((name, bars.collect()));
     }
     let plot = Bars {

@@ -45,6 +45,16 @@ impl Rounds {
         self.cells[row * self.columns + column].push(number);
     }
 
+    /// A number for each column.
+    pub(super) fn push_row(&mut self, row: usize, numbers: impl IntoIterator<Item = f64>) {
+        numbers.into_iter().enumerate().for_each(|(column, number)| self.push(row, column, number));
+    }
+
+    /// What is in each column.
+    pub(super) fn spreads(&self, row: usize) -> Vec<Spread> {
+        (0..self.columns).map(|column| self.spread(row, column)).collect()
+    }
+
     pub(super) fn spread(&self, row: usize, column: usize) -> Spread {
         Spread::of(&self.cells[row * self.columns + column])
     }

@@ -49,7 +49,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
             worst = worst.max(percent);
         }
     }
-    println!("{} servers, {} shards, nobody asks; over {took:.0?}; {}\n", 3, 3, args.program);
+    println!("3 servers, 3 shards, nobody asks; over {took:.0?}; {}\n", args.program);
     println!("{table}");
     ensure!(worst <= BAR, "an idle server takes {worst:.2} % of a core; the bar is {BAR} %");
     Ok(())

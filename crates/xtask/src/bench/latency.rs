@@ -14,7 +14,7 @@ use kvorum_testkit::{Cluster, Shape};
 
 use super::figures::{Rounds, digits};
 use super::plot::percentiles;
-use super::report::{Conditions, Report, Table};
+use super::report::{Report, Table};
 use super::workload::{CONNECTIONS, KEYS, Subject, VALUES, disk};
 use super::{Run, check_seconds};
 
@@ -40,9 +40,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     args.run.check()?;
     check_seconds(args.seconds)?;
     ensure!((100..=200_000).contains(&args.rate), "--rate must be in 100..=200000");
-    crate::tools::prepare(&[])?;
-    let program = args.run.program.get()?;
-    let mut conditions = Conditions::now()?;
+    let (program, mut conditions) = args.run.begin()?;
 
     let redis = Redis::start(&[])?;
     let always = Redis::start(&["--appendonly", "yes", "--appendfsync", "always"])?;
@@ -78,7 +76,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
                 measured.rate(),
                 ms.map(digits).join(" / ")
             );
-            ms.into_iter().enumerate().for_each(|(column, ms)| times.push(row, column, ms));
+            times.push_row(row, ms);
             all[row].1.absorb(&measured.latency);
             late.absorb(&measured.late);
         }
@@ -86,10 +84,8 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
 
     let mut table = Table::new([""].into_iter().chain(PERCENTILES.map(|(name, _)| name)));
     for (row, subject) in subjects.iter().enumerate() {
-        let cells = (0..PERCENTILES.len()).map(|column| {
-            let ms = times.spread(row, column);
-            format!("{} ({}–{})", digits(ms.middle), digits(ms.low), digits(ms.high))
-        });
+        let cells = times.spreads(row).into_iter();
+        let cells = cells.map(|ms| format!("{} ({}–{})", digits(ms.middle), digits(ms.low), digits(ms.high)));
         table.row([subject.name.clone()].into_iter().chain(cells));
     }
     let on_time = |percent| digits(late.percentile(percent).as_secs_f64() * 1e3);

@@ -13,7 +13,7 @@ use kvorum_testkit::{Cluster, Shape};
 use super::Run;
 use super::figures::{Rounds, digits};
 use super::plot::Bars;
-use super::report::{Conditions, Report, Table};
+use super::report::{Report, Table};
 use super::workload::{Subject, Values, disk};
 
 const VALUES: Values = Values { name: "16 B", prefix: "key:", bytes: 16 };
@@ -37,9 +37,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: &Args) -> Result<()> {
     args.run.check()?;
     ensure!((100_000..=MOST_KEYS).contains(&args.keys), "--keys must be in 100000..={MOST_KEYS}");
-    crate::tools::prepare(&[])?;
-    let program = args.run.program.get()?;
-    let mut conditions = Conditions::now()?;
+    let (program, mut conditions) = args.run.begin()?;
 
     let mut bytes = Rounds::new(1, NAMES.len());
     for round in 1..=args.run.rounds {
@@ -60,23 +58,18 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
             "round {round}: {} bytes per key",
             grown.iter().copied().map(digits).collect::<Vec<_>>().join(" / ")
         );
-        grown.into_iter().enumerate().for_each(|(column, grown)| bytes.push(0, column, grown));
+        bytes.push_row(0, grown);
     }
 
     let mut table = Table::new(["", "bytes per key", "ratio to Redis"]);
-    let redis = bytes.spread(0, 0).middle;
-    let spreads: Vec<_> = (0..NAMES.len()).map(|column| bytes.spread(0, column)).collect();
+    let spreads = bytes.spreads(0);
+    let redis = spreads[0].middle;
     for (name, spread) in NAMES.iter().zip(&spreads) {
         let cell = format!("{:.1} ({:.1}–{:.1})", spread.middle, spread.low, spread.high);
         table.row([(*name).to_owned(), cell, format!("{:.2}", spread.middle / redis)]);
     }
-    let plot = Bars {
-        title: "Growth of resident memory, keys of 16 bytes with values of 16".to_owned(),
-        axis: "bytes per key",
-        series: NAMES.map(str::to_owned).to_vec(),
-        groups: vec![(String::new(), spreads)],
-        mark: None,
-    };
+    let title = "Growth of resident memory, keys of 16 bytes with values of 16".to_owned();
+    let plot = Bars::alone(title, "bytes per key", &NAMES, spreads);
     Report {
         name: "memory",
         run: &args.run,

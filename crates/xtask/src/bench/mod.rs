@@ -27,9 +27,12 @@ pub(crate) mod server;
 pub(crate) mod soak;
 mod workload;
 
+use std::path::PathBuf;
+
 use anyhow::{Result, ensure};
 
 pub(crate) use figures::median;
+use report::Conditions;
 
 use crate::tools::Program;
 
@@ -51,6 +54,12 @@ impl Run {
         ensure!(self.rounds >= 3, "--rounds must be at least 3, or the median means nothing");
         ensure!(self.rounds <= 100, "--rounds must be at most 100");
         Ok(())
+    }
+
+    /// What has to be there before anything is measured: the program, and what can be told of the conditions.
+    fn begin(&self) -> Result<(PathBuf, Conditions)> {
+        crate::tools::prepare(&[])?;
+        Ok((self.program.get()?, Conditions::now()?))
     }
 }
 

@@ -35,7 +35,13 @@ pub(super) struct Bars<'a> {
     pub(super) mark: Option<f64>,
 }
 
-impl Bars<'_> {
+impl<'a> Bars<'a> {
+    /// A bar for each of these names, and no groups.
+    pub(super) fn alone(title: String, axis: &'a str, names: &[&str], bars: Vec<Spread>) -> Bars<'a> {
+        let series = names.iter().map(|&name| name.to_owned()).collect();
+        Bars { title, axis, series, groups: vec![(String::new(), bars)], mark: None }
+    }
+
     /// As SVG.
     pub(super) fn draw(&self) -> Result<String> {
         let mut svg = String::new();

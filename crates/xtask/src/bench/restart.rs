@@ -12,7 +12,7 @@ use kvorum_testkit::{Cluster, Shape};
 use super::Run;
 use super::figures::{Rounds, digits};
 use super::plot::Bars;
-use super::report::{Conditions, Report, Table};
+use super::report::{Report, Table};
 use super::workload::{Subject, Values, disk};
 
 const VALUES: Values = Values { name: "100 B", prefix: "key:", bytes: 100 };
@@ -33,9 +33,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: &Args) -> Result<()> {
     args.run.check()?;
     ensure!((1_000..=MOST_KEYS).contains(&args.keys), "--keys must be in 1000..={MOST_KEYS}");
-    crate::tools::prepare(&[])?;
-    let program = args.run.program.get()?;
-    let mut conditions = Conditions::now()?;
+    let (program, mut conditions) = args.run.begin()?;
 
     // It saves when it is stopped, and at no other time.
     let mut rdb = Redis::start(&["--save", "31536000", "1000000000"])?;
@@ -63,22 +61,17 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         seconds.push(start_again(&mut ours, &asked).await?);
         let seconds: Vec<f64> = seconds.iter().map(Duration::as_secs_f64).collect();
         eprintln!("round {round}: {} s", seconds.iter().copied().map(digits).collect::<Vec<_>>().join(" / "));
-        seconds.into_iter().enumerate().for_each(|(column, seconds)| times.push(0, column, seconds));
+        times.push_row(0, seconds);
     }
 
     let mut table = Table::new(["", "seconds"]);
-    let spreads: Vec<_> = (0..NAMES.len()).map(|column| times.spread(0, column)).collect();
+    let spreads = times.spreads(0);
     for (name, spread) in NAMES.iter().zip(&spreads) {
         let cell = format!("{:.2} ({:.2}–{:.2})", spread.middle, spread.low, spread.high);
         table.row([(*name).to_owned(), cell]);
     }
-    let plot = Bars {
-        title: format!("Start with {} keys of {} bytes until the first GET", args.keys, VALUES.bytes),
-        axis: "seconds",
-        series: NAMES.map(str::to_owned).to_vec(),
-        groups: vec![(String::new(), spreads)],
-        mark: None,
-    };
+    let title = format!("Start with {} keys of {} bytes until the first GET", args.keys, VALUES.bytes);
+    let plot = Bars::alone(title, "seconds", &NAMES, spreads);
     Report {
         name: "restart",
         run: &args.run,

@@ -8,7 +8,7 @@ use kvorum_testkit::{Cluster, Shape};
 
 use super::figures::{Rounds, Spread, geometric_mean, thousands};
 use super::plot::Bars;
-use super::report::{Conditions, Report, Table};
+use super::report::{Report, Table};
 use super::workload::{CONNECTIONS, DEPTHS, KEYS, Subject, VALUES, Values, calibrate, closed, disk};
 use super::{Run, check_seconds};
 
@@ -56,9 +56,7 @@ fn tests(values: Values) -> Vec<Test> {
 pub(crate) async fn run(args: &Args) -> Result<()> {
     args.run.check()?;
     check_seconds(args.seconds)?;
-    crate::tools::prepare(&[])?;
-    let program = args.run.program.get()?;
-    let mut conditions = Conditions::now()?;
+    let (program, mut conditions) = args.run.begin()?;
     conditions.measure_disk(&disk()?)?;
 
     let redis = Redis::start(&[])?;
