@@ -231,8 +231,9 @@ impl Client {
     }
 
     /// It was heard, or took replies.
-    pub(crate) fn note_active(&self) {
-        let age = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX);
+    pub(crate) fn note_active(&self, now: Instant) {
+        let age = now.saturating_duration_since(self.created);
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         self.meters.active_ms.store(age, Ordering::Relaxed);
     }
 
@@ -381,7 +382,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(20));
         let now = Instant::now();
         assert!(client.idle(now) >= Duration::from_millis(20));
-        client.note_active();
+        client.note_active(Instant::now());
         assert!(client.idle(Instant::now()) < Duration::from_millis(20));
     }
 }

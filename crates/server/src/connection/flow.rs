@@ -23,7 +23,7 @@ impl<E: Engine> Connection<E> {
                     let written = written?;
                     self.sent += written;
                     self.client.meters.written_bytes.fetch_add(written as u64, Ordering::Relaxed);
-                    self.client.note_active();
+                    self.client.note_active(Instant::now());
                     let stats = &self.shared.port.stats;
                     stats.output_bytes.fetch_add(written as u64, Ordering::Relaxed);
                     stats.writes.fetch_add(1, Ordering::Relaxed);
@@ -75,7 +75,7 @@ impl<E: Engine> Connection<E> {
         self.read_closed = read == 0;
         self.wants_bytes &= read == 0;
         self.client.meters.read_bytes.fetch_add(read as u64, Ordering::Relaxed);
-        self.client.note_active();
+        self.client.note_active(now);
         self.newcomer.heard(now);
         let stats = &self.shared.port.stats;
         stats.input_bytes.fetch_add(read as u64, Ordering::Relaxed);
