@@ -371,7 +371,7 @@ impl Node {
 
     /// The replica that leads a shard and serves, as of very lately.
     fn serving(&self, shard: ShardId) -> Option<ReplicaId> {
-        if let Some(here) = self.shard(shard).filter(|here| here.serves() && here.holds_lease()) {
+        if let Some(here) = self.shard(shard).filter(|here| here.serves_for_sure()) {
             return Some(here.replica());
         }
         let (replica, heard) = self.0.requests.serving.lock().get(&shard).copied()?;

@@ -28,7 +28,7 @@ impl Node {
             let id = id.0.to_string();
             let labels = [("shard", id.as_str())];
             group(&labels, shard.group(), out);
-            let serves = f64::from(u8::from(shard.serves() && shard.holds_lease()));
+            let serves = f64::from(u8::from(shard.serves_for_sure()));
             out.gauge(
                 "kvorum_shard_serves",
                 "1 while the replica leads and serves its shard, with a majority behind it.",

@@ -148,6 +148,11 @@ impl Shard {
         &self.0.group
     }
 
+    /// Whether it serves and a majority has confirmed of late that it leads: what others are told.
+    pub fn serves_for_sure(&self) -> bool {
+        self.serves() && self.holds_lease()
+    }
+
     /// Whether this replica leads, has applied its term's first entry and knows the shard's configuration.
     pub fn serves(&self) -> bool {
         self.0.replica.is_configured() && self.0.group.status().borrow().ready

@@ -101,7 +101,7 @@ impl Replica for NodeReplica {
                 Role::Learner => "learner",
             },
             term: status.term,
-            serves: self.shard.serves() && self.shard.holds_lease(),
+            serves: self.shard.serves_for_sure(),
             leader: status.leader,
             last: status.last,
             committed: status.committed,

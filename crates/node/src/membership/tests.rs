@@ -196,7 +196,7 @@ impl Town {
             among
                 .iter()
                 .copied()
-                .find(|&server| self.shard(server).is_some_and(|shard| shard.serves() && shard.holds_lease()))
+                .find(|&server| self.shard(server).is_some_and(|shard| shard.serves_for_sure()))
         })
         .await
     }
