@@ -14,20 +14,22 @@ use support::{PATIENCE, Server, create, free_base_port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-async fn send(port: u16, request: &str) -> Response {
+/// Address of the port, once it is open.
+async fn open(port: u16) -> String {
     let start = Instant::now();
-    loop {
-        match http::send(&format!("127.0.0.1:{port}"), request.as_bytes()).await {
-            Ok(response) => return response,
-            // The port is not open yet.
-            Err(error) => assert!(start.elapsed() < PATIENCE, "port {port}: {error}"),
-        }
+    while let Err(error) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
+        assert!(start.elapsed() < PATIENCE, "port {port}: {error}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    format!("127.0.0.1:{port}")
+}
+
+async fn send(port: u16, request: &str) -> Response {
+    http::send(&open(port).await, request.as_bytes()).await.unwrap()
 }
 
 async fn get(port: u16, path: &str) -> Response {
-    send(port, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await
+    http::get(&open(port).await, path).await.unwrap()
 }
 
 async fn scrape(port: u16) -> Exposition {

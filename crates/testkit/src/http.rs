@@ -49,9 +49,13 @@ pub async fn send(addr: &str, request: &[u8]) -> Result<Response> {
 /// The answer to a GET.
 ///
 /// # Errors
-/// As [`send`].
+/// As [`send`], and when a part of the answer is missing.
 pub async fn get(addr: &str, path: &str) -> Result<Response> {
-    send(addr, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await
+    let response = send(addr, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await?;
+    let length = response.head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let length: usize = length.context("no length")?.trim().parse()?;
+    ensure!(response.body.len() == length, "{} of {length} bytes came", response.body.len());
+    Ok(response)
 }
 
 /// The text of a scrape: metric families by name.
