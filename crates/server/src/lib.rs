@@ -22,6 +22,7 @@ mod histogram;
 mod http;
 mod latency;
 mod limits;
+mod listener;
 mod metrics;
 mod monitor;
 mod password;

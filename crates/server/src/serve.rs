@@ -3,48 +3,34 @@
 //! While the server belongs to no cluster, its base port listens too and answers as an empty node of a Redis
 //! Cluster does, so that `redis-cli` finds somebody to talk to.
 
-use crate::clients::Client;
-use crate::connection::{self, Shared};
+use crate::connection::Shared;
 use crate::control::Control;
-use crate::engine::{Engine, NodeReplica};
+use crate::engine::NodeReplica;
 use crate::http;
 use crate::latency::WAL_SYNC;
-use crate::limits::{LimitConfig, Refusal};
+use crate::limits::LimitConfig;
+use crate::listener::{self, listen};
 use crate::metrics::{self, Exposition};
 use crate::password::{Password, RequirePass};
 use crate::port::{Port, Replica};
 use crate::settings::{DebugCommand, OutputSettings, Settings};
 use crate::stats::SAMPLE_INTERVAL;
-use futures::FutureExt;
 use kvorum_cluster::ShardId;
 use kvorum_node::{Node, NodeConfig, ReadMode};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
-use tracing::{error, info, warn};
+use tokio::task::JoinHandle;
+use tracing::{error, info};
 
 /// Peer port = base port + this.
 const PEER_PORT_OFFSET: u16 = 98;
-/// Pause after a failed accept: out of file descriptors, most likely, which only time or a client can cure.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long connections may take to finish when the server stops.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-/// Connections that the kernel keeps for us to accept: a burst of them is taken, not turned away.
-const BACKLOG: u32 = 4096;
-/// Connections accepted before others have their turn.
-const ACCEPT_TURN: usize = 16;
-/// How often it is said that clients are refused.
-const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Settings of the client ports. What the node knows (ports, data, timing) is asked of it.
 #[derive(Clone, Debug)]
 pub struct ServeConfig {
@@ -301,7 +287,7 @@ impl Ports {
         let node = self.node.config();
         let number = node.base_port + id.0;
         let address = SocketAddr::new(self.config.bind, number);
-        let listener = open_listener(address).map_err(|source| ServeError::Listen { address, source })?;
+        let listener = listener::open(address).map_err(|source| ServeError::Listen { address, source })?;
         let peer_port = node.base_port + PEER_PORT_OFFSET;
         let port = Port::new(
             number,
@@ -340,149 +326,6 @@ impl OpenPort {
     }
 }
 
-fn open_listener(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Accepts connections of one port until `stopped` closes, then waits for them to finish.
-pub(crate) async fn listen<E: Engine>(
-    listener: TcpListener,
-    shared: Arc<Shared<E>>,
-    mut stopped: watch::Receiver<()>,
-) {
-    let mut connections = JoinSet::new();
-    let (mut refused, mut refusals_told) = (0, Instant::now());
-    let mut sample = tokio::time::interval(SAMPLE_INTERVAL);
-    sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = stopped.changed() => break,
-            accepted = listener.accept() => match accepted {
-                Ok(first) => {
-                    // Those that wait behind it come along, so that a burst does not cost a round for each.
-                    let others = std::iter::from_fn(|| listener.accept().now_or_never().and_then(Result::ok));
-                    for (stream, peer) in std::iter::once(first).chain(others).take(ACCEPT_TURN) {
-                        if let Some(client) = admit(&shared, &stream, peer) {
-                            connections.spawn(connection::serve(Arc::clone(&shared), stream, client));
-                        }
-                    }
-                }
-                Err(error) => {
-                    // The connection that could not be accepted is still there: do not spin on it.
-                    warn!(port = shared.port.number, %error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(ended) = connections.join_next() => report(ended),
-            _ = sample.tick() => {
-                let now = Instant::now();
-                shared.port.stats.sample(now);
-                if let Some(engine) = shared.engine() {
-                    shared.port.saves.observe(engine.snapshots().built, || engine.keyspace().sequence);
-                }
-                end_idle(&shared, now);
-                end_unread(&shared, now);
-                if now.duration_since(refusals_told) >= REFUSAL_INTERVAL {
-                    refusals_told = now;
-                    tell_refusals(&shared.port, &mut refused);
-                }
-            }
-        }
-    }
-    drop(listener);
-    shared.draining.store(true, Ordering::Release);
-    shared.port.clients.all().iter().for_each(|client| client.tell());
-    let drained = async {
-        while let Some(ended) = connections.join_next().await {
-            report(ended);
-        }
-    };
-    if tokio::time::timeout(DRAIN_PATIENCE, drained).await.is_err() {
-        let left = shared.port.clients.len();
-        warn!(port = shared.port.number, left, "some connections do not finish and are cut");
-    }
-}
-
-/// Says how many clients were refused of late.
-fn tell_refusals(port: &Port, told: &mut u64) {
-    let counts: Vec<(Refusal, u64)> = port.limits.refused().filter(|(_, count)| *count > 0).collect();
-    let total = counts.iter().map(|(_, count)| count).sum();
-    if total > *told {
-        let why: Vec<String> =
-            counts.iter().map(|(refusal, count)| format!("{}={count}", refusal.word())).collect();
-        warn!(
-            port = port.number,
-            refused = total - *told,
-            since_start = why.join(" "),
-            "clients are refused"
-        );
-    }
-    *told = total;
-}
-
-/// Lets a client in, unless there are too many.
-fn admit<E: Engine>(shared: &Shared<E>, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
-    let port = &shared.port;
-    // A client that is gone already has no address any more.
-    let local = stream.local_addr().ok()?;
-    let most = port.settings.maxclients.load(Ordering::Relaxed);
-    let admitted = port.limits.admit(&port.settings.rules.read(), most, peer.ip(), Instant::now());
-    if let Err(refusal) = admitted {
-        port.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);
-        // As Redis: one attempt, for the buffer of a new connection takes it.
-        let _ = stream.try_write(format!("-{}\r\n", refusal.text()).as_bytes());
-        // What it has sent already would turn our goodbye into a reset, and it would not see why.
-        let _ = stream.try_read(&mut [0; 1024]);
-        return None;
-    }
-    let keepalive_s = port.settings.tcp_keepalive_s.load(Ordering::Relaxed);
-    let _ = stream.set_nodelay(true);
-    if keepalive_s > 0 {
-        let time = Duration::from_secs(keepalive_s);
-        let keepalive = socket2::TcpKeepalive::new().with_time(time).with_interval(time / 3);
-        let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
-    }
-    port.stats.connections_received.fetch_add(1, Ordering::Relaxed);
-    Some(port.clients.enter(peer, local, stream.as_raw_fd()))
-}
-
-/// Ends connections that were silent for too long.
-fn end_idle<E: Engine>(shared: &Shared<E>, now: Instant) {
-    let Some(timeout) = shared.port.settings.timeout() else { return };
-    for client in shared.port.clients.all() {
-        // As Redis: who waits in a command or for what others do is not idle.
-        if client.idle(now) >= timeout && !client.is_blocked() && !client.profile().monitor {
-            client.kill();
-        }
-    }
-}
-
-/// Ends connections that leave too much unread for too long: the soft limit of `client-output-buffer-limit`.
-fn end_unread<E: Engine>(shared: &Shared<E>, now: Instant) {
-    let limit = shared.port.settings.output_limits.normal();
-    if limit.soft_bytes == 0 {
-        return;
-    }
-    for client in shared.port.clients.all() {
-        if client.is_over_soft_limit(limit, now) && !client.is_killed() {
-            shared.port.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
-            warn!(client = %client.describe(now), "a client left too much unread for too long and is disconnected");
-            client.kill();
-        }
-    }
-}
-
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        error!(%error, "a connection failed");
-    }
 }

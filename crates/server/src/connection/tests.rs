@@ -1,7 +1,7 @@
 //! Connections over real sockets, in front of a scripted replica.
 
 use crate::connection::Shared;
-use crate::serve::listen;
+use crate::listener::listen;
 use crate::testing::{Scripted, Step, port};
 use kvorum_cluster::Mode;
 use kvorum_node::ReadError;

@@ -1,0 +1,242 @@
+//! The listener of one client port: lets connections in, and ends those that stay silent or take too little.
+//!
+//! Connections are accepted a few at a time, with a turn for the others in between; who has to wait does so in the kernel's
+//! queue, and is not lost.
+
+use crate::clients::Client;
+use crate::connection::{self, Shared};
+use crate::engine::Engine;
+use crate::limits::Refusal;
+use crate::port::Port;
+use crate::stats::SAMPLE_INTERVAL;
+use futures::FutureExt;
+use socket2::{SockRef, TcpKeepalive};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tracing::{error, warn};
+
+/// Pause after a failed accept: out of file descriptors, most likely, which only time or a client can cure.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long connections may take to finish when the server stops.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that the kernel keeps for us to accept: a burst of them is taken, not turned away.
+const BACKLOG: u32 = 4096;
+/// Connections accepted before others have their turn.
+const ACCEPT_TURN: usize = 16;
+/// How often it is said that clients are refused.
+const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Listens on an address.
+///
+/// # Errors
+/// When it is taken, or may not be used.
+pub(crate) fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts connections of one port until `stopped` closes, then waits for them to finish.
+pub(crate) async fn listen<E: Engine>(
+    listener: TcpListener,
+    shared: Arc<Shared<E>>,
+    mut stopped: watch::Receiver<()>,
+) {
+    let mut connections = JoinSet::new();
+    let (mut refused, mut refusals_told) = (0, Instant::now());
+    let mut sample = tokio::time::interval(SAMPLE_INTERVAL);
+    sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut door = Door::new(listener);
+    loop {
+        tokio::select! {
+            _ = stopped.changed() => break,
+            accepted = door.listener.accept() => match accepted {
+                Ok(first) => {
+                    door.prepare(&shared.port);
+                    // Those that wait behind it come along, so that a burst does not cost a round for each.
+                    let others = std::iter::from_fn(|| door.listener.accept().now_or_never().and_then(Result::ok));
+                    for (stream, peer) in std::iter::once(first).chain(others).take(ACCEPT_TURN) {
+                        if let Some(client) = admit(&shared, &door, &stream, peer) {
+                            connections.spawn(connection::serve(Arc::clone(&shared), stream, client));
+                        }
+                    }
+                }
+                Err(error) => {
+                    // The connection that could not be accepted is still there: do not spin on it.
+                    warn!(port = shared.port.number, %error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(ended) = connections.join_next() => report(ended),
+            _ = sample.tick() => {
+                let now = Instant::now();
+                shared.port.stats.sample(now);
+                if let Some(engine) = shared.engine() {
+                    shared.port.saves.observe(engine.snapshots().built, || engine.keyspace().sequence);
+                }
+                end_idle(&shared, now);
+                end_unread(&shared, now);
+                if now.duration_since(refusals_told) >= REFUSAL_INTERVAL {
+                    refusals_told = now;
+                    tell_refusals(&shared.port, &mut refused);
+                }
+            }
+        }
+    }
+    drop(door);
+    shared.draining.store(true, Ordering::Release);
+    shared.port.clients.all().iter().for_each(|client| client.tell());
+    let drained = async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    };
+    if tokio::time::timeout(DRAIN_PATIENCE, drained).await.is_err() {
+        let left = shared.port.clients.len();
+        warn!(port = shared.port.number, left, "some connections do not finish and are cut");
+    }
+}
+
+/// Says how many clients were refused of late.
+fn tell_refusals(port: &Port, told: &mut u64) {
+    let counts: Vec<(Refusal, u64)> = port.limits.refused().filter(|(_, count)| *count > 0).collect();
+    let total = counts.iter().map(|(_, count)| count).sum();
+    if total > *told {
+        let why: Vec<String> =
+            counts.iter().map(|(refusal, count)| format!("{}={count}", refusal.word())).collect();
+        warn!(
+            port = port.number,
+            refused = total - *told,
+            since_start = why.join(" "),
+            "clients are refused"
+        );
+    }
+    *told = total;
+}
+
+/// What connections come through. Options that each of them needs are set once, here: accepted sockets inherit them.
+struct Door {
+    listener: TcpListener,
+    /// The address they connect to, when there is only one.
+    local: Option<SocketAddr>,
+    /// What was set last.
+    keepalive_s: u64,
+}
+
+impl Door {
+    fn new(listener: TcpListener) -> Door {
+        let local = listener.local_addr().ok().filter(|local| !local.ip().is_unspecified());
+        let _ = SockRef::from(&listener).set_tcp_nodelay(true);
+        Door { listener, local, keepalive_s: 0 }
+    }
+
+    /// Follows what CONFIG SET says of connections that come from now on.
+    fn prepare(&mut self, port: &Port) {
+        let keepalive_s = port.settings.tcp_keepalive_s.load(Ordering::Relaxed);
+        if keepalive_s == self.keepalive_s {
+            return;
+        }
+        self.keepalive_s = keepalive_s;
+        let socket = SockRef::from(&self.listener);
+        if keepalive_s == 0 {
+            let _ = socket.set_keepalive(false);
+        } else {
+            let time = Duration::from_secs(keepalive_s);
+            let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(time / 3));
+        }
+    }
+}
+
+/// Lets a client in, unless there are too many.
+fn admit<E: Engine>(shared: &Shared<E>, door: &Door, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
+    let port = &shared.port;
+    // A client that is gone already has no address any more.
+    let local = door.local.or_else(|| stream.local_addr().ok())?;
+    let most = port.settings.maxclients.load(Ordering::Relaxed);
+    let admitted = port.limits.admit(&port.settings.rules.read(), most, peer.ip(), Instant::now());
+    if let Err(refusal) = admitted {
+        port.stats.connections_rejected.fetch_add(1, Ordering::Relaxed);
+        // As Redis: one attempt, for the buffer of a new connection takes it.
+        let _ = stream.try_write(format!("-{}\r\n", refusal.text()).as_bytes());
+        // What it has sent already would turn our goodbye into a reset, and it would not see why.
+        let _ = stream.try_read(&mut [0; 1024]);
+        return None;
+    }
+    port.stats.connections_received.fetch_add(1, Ordering::Relaxed);
+    Some(port.clients.enter(peer, local, stream.as_raw_fd()))
+}
+
+/// Ends connections that were silent for too long.
+fn end_idle<E: Engine>(shared: &Shared<E>, now: Instant) {
+    let Some(timeout) = shared.port.settings.timeout() else { return };
+    for client in shared.port.clients.all() {
+        // As Redis: who waits in a command or for what others do is not idle.
+        if client.idle(now) >= timeout && !client.is_blocked() && !client.profile().monitor {
+            client.kill();
+        }
+    }
+}
+
+/// Ends connections that leave too much unread for too long: the soft limit of `client-output-buffer-limit`.
+fn end_unread<E: Engine>(shared: &Shared<E>, now: Instant) {
+    let limit = shared.port.settings.output_limits.normal();
+    if limit.soft_bytes == 0 {
+        return;
+    }
+    for client in shared.port.clients.all() {
+        if client.is_over_soft_limit(limit, now) && !client.is_killed() {
+            shared.port.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+            warn!(client = %client.describe(now), "a client left too much unread for too long and is disconnected");
+            client.kill();
+        }
+    }
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        error!(%error, "a connection failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::port;
+
+    #[tokio::test]
+    async fn connections_inherit_their_options_as_they_are_set_now() {
+        let (port, listener) = (port(), open(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap());
+        let address = listener.local_addr().unwrap();
+        let mut door = Door::new(listener);
+        assert_eq!(door.local, Some(address));
+        for keepalive_s in [300, 60, 0] {
+            port.settings.tcp_keepalive_s.store(keepalive_s, Ordering::Relaxed);
+            door.prepare(&port);
+            let _client = TcpStream::connect(address).await.unwrap();
+            let (stream, _) = door.listener.accept().await.unwrap();
+            let socket = SockRef::from(&stream);
+            assert!(socket.tcp_nodelay().unwrap());
+            assert_eq!(socket.keepalive().unwrap(), keepalive_s > 0);
+            if keepalive_s > 0 {
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(keepalive_s));
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(keepalive_s / 3));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn where_a_connection_came_to_is_asked_of_it_when_there_are_many_places() {
+        let listener = open(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap();
+        assert_eq!(Door::new(listener).local, None);
+    }
+}
