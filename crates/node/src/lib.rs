@@ -13,7 +13,6 @@ mod checks;
 mod clock;
 mod config;
 mod contact;
-mod gather;
 mod identity;
 mod membership;
 mod meta;
