@@ -156,7 +156,12 @@ impl Door {
 }
 
 /// Lets a client in, unless there are too many.
-fn admit<E: Engine>(shared: &Shared<E>, door: &Door, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
+fn admit<E: Engine>(
+    shared: &Shared<E>,
+    door: &Door,
+    stream: &TcpStream,
+    peer: SocketAddr,
+) -> Option<Arc<Client>> {
     let port = &shared.port;
     // A client that is gone already has no address any more.
     let local = door.local.or_else(|| stream.local_addr().ok())?;
