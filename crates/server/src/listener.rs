@@ -40,6 +40,8 @@ const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) fn open(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    // Accepted sockets inherit it.
+    socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -54,17 +56,15 @@ pub(crate) async fn listen<E: Engine>(
     let (mut refused, mut refusals_told) = (0, Instant::now());
     let mut sample = tokio::time::interval(SAMPLE_INTERVAL);
     sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut door = Door::new(listener);
     loop {
         tokio::select! {
             _ = stopped.changed() => break,
-            accepted = door.listener.accept() => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok(first) => {
-                    door.prepare(&shared.port);
                     // Those that wait behind it come along, so that a burst does not cost a round for each.
-                    let others = std::iter::from_fn(|| door.listener.accept().now_or_never().and_then(Result::ok));
+                    let others = std::iter::from_fn(|| listener.accept().now_or_never().and_then(Result::ok));
                     for (stream, peer) in std::iter::once(first).chain(others).take(ACCEPT_TURN) {
-                        if let Some(client) = admit(&shared, &door, &stream, peer) {
+                        if let Some(client) = admit(&shared, &stream, peer) {
                             connections.spawn(connection::serve(Arc::clone(&shared), stream, client));
                         }
                     }
@@ -91,7 +91,7 @@ pub(crate) async fn listen<E: Engine>(
             }
         }
     }
-    drop(door);
+    drop(listener);
     shared.draining.store(true, Ordering::Release);
     shared.port.clients.all().iter().for_each(|client| client.tell());
     let drained = async {
@@ -122,49 +122,11 @@ fn tell_refusals(port: &Port, told: &mut u64) {
     *told = total;
 }
 
-/// What connections come through. Options that each of them needs are set once, here: accepted sockets inherit them.
-struct Door {
-    listener: TcpListener,
-    /// The address they connect to, when there is only one.
-    local: Option<SocketAddr>,
-    /// What was set last.
-    keepalive_s: u64,
-}
-
-impl Door {
-    fn new(listener: TcpListener) -> Door {
-        let local = listener.local_addr().ok().filter(|local| !local.ip().is_unspecified());
-        let _ = SockRef::from(&listener).set_tcp_nodelay(true);
-        Door { listener, local, keepalive_s: 0 }
-    }
-
-    /// Follows what CONFIG SET says of connections that come from now on.
-    fn prepare(&mut self, port: &Port) {
-        let keepalive_s = port.settings.tcp_keepalive_s.load(Ordering::Relaxed);
-        if keepalive_s == self.keepalive_s {
-            return;
-        }
-        self.keepalive_s = keepalive_s;
-        let socket = SockRef::from(&self.listener);
-        if keepalive_s == 0 {
-            let _ = socket.set_keepalive(false);
-        } else {
-            let time = Duration::from_secs(keepalive_s);
-            let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(time).with_interval(time / 3));
-        }
-    }
-}
-
 /// Lets a client in, unless there are too many.
-fn admit<E: Engine>(
-    shared: &Shared<E>,
-    door: &Door,
-    stream: &TcpStream,
-    peer: SocketAddr,
-) -> Option<Arc<Client>> {
+fn admit<E: Engine>(shared: &Shared<E>, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
     let port = &shared.port;
     // A client that is gone already has no address any more.
-    let local = door.local.or_else(|| stream.local_addr().ok())?;
+    let local = stream.local_addr().ok()?;
     let most = port.settings.maxclients.load(Ordering::Relaxed);
     let admitted = port.limits.admit(&port.settings.rules.read(), most, peer.ip(), Instant::now());
     if let Err(refusal) = admitted {
@@ -174,6 +136,12 @@ fn admit<E: Engine>(
         // What it has sent already would turn our goodbye into a reset, and it would not see why.
         let _ = stream.try_read(&mut [0; 1024]);
         return None;
+    }
+    let keepalive_s = port.settings.tcp_keepalive_s.load(Ordering::Relaxed);
+    if keepalive_s > 0 {
+        let time = Duration::from_secs(keepalive_s);
+        let keepalive = TcpKeepalive::new().with_time(time).with_interval(time / 3);
+        let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
     }
     port.stats.connections_received.fetch_add(1, Ordering::Relaxed);
     Some(port.clients.enter(peer, local, stream.as_raw_fd()))
@@ -216,19 +184,20 @@ fn report(ended: Result<(), JoinError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::port;
+    use crate::testing::{Scripted, port};
 
     #[tokio::test]
-    async fn connections_inherit_their_options_as_they_are_set_now() {
-        let (port, listener) = (port(), open(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap());
+    async fn every_connection_has_its_options_as_they_are_set_when_it_is_let_in() {
+        let listener = open(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = listener.local_addr().unwrap();
-        let mut door = Door::new(listener);
-        assert_eq!(door.local, Some(address));
+        let shared = Shared::<Scripted>::new(port());
         for keepalive_s in [300, 60, 0] {
-            port.settings.tcp_keepalive_s.store(keepalive_s, Ordering::Relaxed);
-            door.prepare(&port);
             let _client = TcpStream::connect(address).await.unwrap();
-            let (stream, _) = door.listener.accept().await.unwrap();
+            let (stream, peer) = listener.accept().await.unwrap();
+            // It waited to be accepted when this was changed.
+            shared.port.settings.tcp_keepalive_s.store(keepalive_s, Ordering::Relaxed);
+            let client = admit(&shared, &stream, peer).unwrap();
+            assert_eq!((client.peer, client.local), (peer, address));
             let socket = SockRef::from(&stream);
             assert!(socket.tcp_nodelay().unwrap());
             assert_eq!(socket.keepalive().unwrap(), keepalive_s > 0);
@@ -237,11 +206,5 @@ mod tests {
                 assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(keepalive_s / 3));
             }
         }
-    }
-
-    #[tokio::test]
-    async fn where_a_connection_came_to_is_asked_of_it_when_there_are_many_places() {
-        let listener = open(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap();
-        assert_eq!(Door::new(listener).local, None);
     }
 }

@@ -31,6 +31,7 @@ use tracing::{error, info};
 
 /// Peer port = base port + this.
 const PEER_PORT_OFFSET: u16 = 98;
+
 /// Settings of the client ports. What the node knows (ports, data, timing) is asked of it.
 #[derive(Clone, Debug)]
 pub struct ServeConfig {
