@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use openraft::{
     RaftMetrics, ReadPolicy, ServerState,
+    alias::LogIdOf,
     async_runtime::WatchReceiver,
     errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError},
     impls::OneshotResponder,
@@ -234,7 +235,6 @@ struct Shared {
     lease: Arc<Lease>,
     status: watch::Receiver<Arc<Status>>,
     stats: Arc<Mutex<GroupStats>>,
-    environment: Environment,
     timing: Timing,
     inbound: Inbound,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -272,27 +272,14 @@ impl Group {
             timing,
             inbound,
         } = parts;
-        let mut watcher = Watcher::new(me, lease.clone(), &raft, last_at_start);
+        let mut watcher = Watcher::new(lease.clone(), &raft, last_at_start);
         watcher.look();
         let status = watcher.status.subscribe();
         let stats = Arc::clone(&watcher.stats);
         let watching = environment.spawn(watcher.run()).abort_handle();
         let tasks = Mutex::new(vec![watching]);
-        let shared = Shared {
-            id,
-            me,
-            raft,
-            log,
-            managed,
-            snapshots,
-            lease,
-            status,
-            stats,
-            environment,
-            timing,
-            inbound,
-            tasks,
-        };
+        let shared =
+            Shared { id, me, raft, log, managed, snapshots, lease, status, stats, timing, inbound, tasks };
         Group { shared: Arc::new(shared) }
     }
 
@@ -425,22 +412,13 @@ impl Group {
     /// How long ago the last request was sent that a majority acknowledged. `None` when this replica does not lead, when
     /// nothing was acknowledged yet, or for a sole voter.
     pub fn quorum_age(&self) -> Option<Duration> {
-        let metrics = self.shared.raft.metrics();
-        let acknowledged = metrics.borrow_watched().last_quorum_acked?;
-        Some(self.shared.environment.now().saturating_sub(acknowledged.into_inner().0))
+        self.shared.lease.quorum_age()
     }
 
     /// On the leader: how long ago the last request was sent that each other replica acknowledged; replicas that were not
     /// heard of in this term are left out. Empty elsewhere.
     pub fn member_ages(&self) -> BTreeMap<u64, Duration> {
-        let now = self.shared.environment.now();
-        let metrics = self.shared.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let heard = metrics.heartbeat.iter().flatten();
-        heard
-            .filter(|(replica, _)| **replica != self.shared.me)
-            .filter_map(|(replica, sent)| Some((*replica, now.saturating_sub((*sent)?.into_inner().0))))
-            .collect()
+        self.shared.lease.ages()
     }
 
     /// Takes a snapshot of everything applied here, unless there is one, and purges the log before it but for the tail that the settings
@@ -488,9 +466,8 @@ impl Drop for Shared {
     }
 }
 
-/// Follows a replica's metrics, renews its lease from them and publishes its status.
+/// Follows a replica's metrics, tells its lease of them and publishes its status.
 struct Watcher {
-    me: u64,
     lease: Arc<Lease>,
     metrics: openraft::alias::WatchReceiverOf<Types, Metrics>,
     status: watch::Sender<Arc<Status>>,
@@ -503,12 +480,14 @@ struct Watcher {
     last_leader: Option<u64>,
 }
 
-/// Members of the group as of the entry at `index`.
+/// Members of the group as of an entry.
 #[derive(Clone, Default)]
 struct Membership {
-    index: Option<u64>,
+    id: Option<LogIdOf<Types>>,
     members: Arc<BTreeMap<u64, Member>>,
     voters: Arc<BTreeSet<u64>>,
+    /// The voters; two sets while one takes the place of the other.
+    joint: Arc<Vec<Vec<u64>>>,
 }
 
 /// How far a restarted replica is.
@@ -525,14 +504,13 @@ enum Recovery {
 }
 
 impl Watcher {
-    fn new(me: u64, lease: Arc<Lease>, raft: &Raft, last_at_start: Option<u64>) -> Watcher {
+    fn new(lease: Arc<Lease>, raft: &Raft, last_at_start: Option<u64>) -> Watcher {
         let metrics = raft.metrics();
         let recovery = match last_at_start {
             Some(last_at_start) => Recovery::Unknown { last_at_start },
             None => Recovery::Done,
         };
         Watcher {
-            me,
             lease,
             metrics,
             status: watch::Sender::new(Arc::default()),
@@ -563,9 +541,8 @@ impl Watcher {
             let standing = leads.then(|| Standing {
                 term: metrics.current_term,
                 applied_term,
-                acknowledged: metrics.last_quorum_acked.map(|moment| moment.into_inner().0),
-                sole_voter: self.membership.voters.iter().eq([&self.me]),
-                membership: self.membership.index.unwrap_or(0),
+                voters: self.membership.joint.clone(),
+                membership: self.membership.id.map_or(0, |id| id.index),
             });
             let ready = leads && applied_term == Some(metrics.current_term);
             #[cfg(feature = "bugs")]
@@ -641,15 +618,15 @@ fn role(state: ServerState) -> Role {
 impl Membership {
     fn update(&mut self, metrics: &Metrics) {
         let stored = &metrics.membership_config;
-        let index = stored.log_id().map(|id| id.index);
-        // Two memberships never stand at one index within one term; a cut log may bring another one there, with new members
-        // known by their ids.
-        if index == self.index && stored.nodes().map(|(id, _)| id).eq(self.members.keys()) {
+        let id = *stored.log_id();
+        if id == self.id {
             return;
         }
-        self.index = index;
+        self.id = id;
         self.members = Arc::new(stored.nodes().map(|(id, member)| (*id, member.clone())).collect());
         self.voters = Arc::new(stored.voter_ids().collect());
+        let joint = stored.membership().get_joint_config();
+        self.joint = Arc::new(joint.iter().map(|voters| voters.iter().copied().collect()).collect());
     }
 }
 

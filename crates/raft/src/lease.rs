@@ -11,7 +11,9 @@
 //!    which of them heard of it. Before the first request of any transfer leaves, lease reads end for that term,
 //!    whatever comes of it.
 //! 3. **Margin** ([`LEASE_MARGIN_PERCENT`]): only four fifths of the lease are used, counted from the time the acknowledged request
-//!    was *sent*, so clocks may run apart by a fifth.
+//!    was *sent* ([`Lease::acknowledged`]), so clocks may run apart by a fifth. That time is noted with each request: openraft's own
+//!    `last_quorum_acked` concludes it from positions, and takes the reply to an append for one to the empty request that
+//!    told of a commit after it.
 //! 4. **Time goes on while the machine sleeps**: see [`BootClock`](crate::BootClock).
 //! 5. **Not before the term's own entry is applied** ([`Lease::renew`]): before that the replica may not have
 //!    everything that earlier leaders acknowledged.
@@ -24,7 +26,11 @@
 //! Where a fact is not known the answer is no. The answer costs one load and one look at the clock.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -73,6 +79,31 @@ struct Facts {
     membership: u64,
     /// Whether a lease was ever granted for the vote above, to tell `NotReady` from `Expired`.
     granted: bool,
+    /// The term of the acknowledgements below.
+    term: u64,
+    /// When the last request was sent that each other replica acknowledged.
+    acknowledged: BTreeMap<u64, Duration>,
+    /// What was reported last for the vote above.
+    standing: Option<Standing>,
+}
+
+impl Facts {
+    /// When the last request was sent that a majority acknowledged: of each set of voters when there are two. This replica
+    /// acknowledges itself at all times: [`Duration::MAX`] when that is a majority.
+    fn quorum(&self, me: u64, voters: &[Vec<u64>]) -> Option<Duration> {
+        let quorum_of = |voters: &Vec<u64>| {
+            let mut sent: Vec<Duration> = voters
+                .iter()
+                .filter_map(|&voter| {
+                    if voter == me { Some(Duration::MAX) } else { self.acknowledged.get(&voter).copied() }
+                })
+                .collect();
+            sent.sort_unstable_by(|a, b| b.cmp(a));
+            sent.get(voters.len() / 2).copied()
+        };
+        // An empty list orders before everything.
+        voters.iter().map(quorum_of).min().flatten()
+    }
 }
 
 /// A vote as far as the lease cares.
@@ -84,16 +115,14 @@ pub(crate) struct Ballot {
 }
 
 /// What a leader knows about its standing at one moment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Standing {
     pub(crate) term: u64,
     /// Term of the last applied entry.
     pub(crate) applied_term: Option<u64>,
-    /// When the last request that a majority acknowledged was sent.
-    pub(crate) acknowledged: Option<Duration>,
-    /// This replica is the only voter.
-    pub(crate) sole_voter: bool,
-    /// Index of the membership this was computed with.
+    /// The voters; two sets while one takes the place of the other.
+    pub(crate) voters: Arc<Vec<Vec<u64>>>,
+    /// Index of the membership that says so.
     pub(crate) membership: u64,
 }
 
@@ -140,6 +169,7 @@ impl Lease {
         if facts.vote != Some(vote) {
             facts.vote = Some(vote);
             facts.granted = false;
+            facts.standing = None;
             self.until_ns.store(0, Ordering::Release);
         }
     }
@@ -169,35 +199,89 @@ impl Lease {
         }
     }
 
-    /// Rules 3 and 5: extends the lease by what is known. `standing` may be out of date: it counts only for the vote
-    /// that is stored now, and only as far as its acknowledgement reaches.
+    /// What the environment's clock shows: when a request is being sent.
+    pub(crate) fn now(&self) -> Duration {
+        self.environment.now()
+    }
+
+    /// Rule 3: `replica` acknowledged, as a follower in `term`, a request that was not sent before `sent`.
+    pub(crate) fn acknowledged(&self, term: u64, replica: u64, sent: Duration) {
+        let mut facts = self.facts.lock();
+        if term > facts.term {
+            facts.term = term;
+            facts.acknowledged.clear();
+        }
+        if term < facts.term {
+            return;
+        }
+        let last = facts.acknowledged.entry(replica).or_insert(sent);
+        // Replies to heartbeats and to appends overtake each other.
+        *last = sent.max(*last);
+        self.extend(&mut facts);
+    }
+
+    /// Rule 5. `standing` may be out of date: it counts only for the vote that is stored now, and the lease reaches no further than
+    /// acknowledgements do.
     pub(crate) fn renew(&self, standing: Standing) {
         let mut facts = self.facts.lock();
-        let mine = Ballot { term: standing.term, replica: self.me, committed: true };
-        let leads = facts.vote == Some(mine);
+        if facts.vote == Some(self.own(standing.term)) {
+            facts.standing = Some(standing);
+            self.extend(&mut facts);
+        }
+    }
+
+    /// This replica's vote as the leader of a term.
+    fn own(&self, term: u64) -> Ballot {
+        Ballot { term, replica: self.me, committed: true }
+    }
+
+    /// Extends the lease by what is known.
+    fn extend(&self, facts: &mut Facts) {
+        let Some(standing) = &facts.standing else { return };
         let given_up = facts.given_up >= Some(standing.term);
         let own_entry_applied = standing.applied_term == Some(standing.term);
         #[cfg(feature = "bugs")]
         let own_entry_applied = own_entry_applied || kvorum_bugs::has(kvorum_bugs::Bug::NoReadBarrier);
         let membership_current = standing.membership >= facts.membership;
-        if !leads || given_up || !own_entry_applied || !membership_current {
+        if given_up || !own_entry_applied || !membership_current {
             return;
         }
-        let until_ns = if standing.sole_voter {
-            u64::MAX
-        } else {
-            match standing.acknowledged {
-                Some(acknowledged) => nanos(acknowledged + self.usable),
-                None => return,
-            }
-        };
+        let Some(sent) = self.quorum_sent(facts) else { return };
         facts.granted = true;
+        let until_ns = nanos(sent.saturating_add(self.usable));
         // For one vote acknowledgements only advance, but a sole voter may have got company.
         let until_ns = match self.until_ns.load(Ordering::Relaxed) {
             u64::MAX => until_ns,
             current => current.max(until_ns),
         };
         self.until_ns.store(until_ns, Ordering::Release);
+    }
+
+    fn quorum_sent(&self, facts: &Facts) -> Option<Duration> {
+        let standing = facts.standing.as_ref()?;
+        // Acknowledgements of another term are none of this one's.
+        if standing.term == facts.term {
+            facts.quorum(self.me, &standing.voters)
+        } else {
+            Facts::default().quorum(self.me, &standing.voters)
+        }
+    }
+
+    /// How long ago the last request was sent that a majority acknowledged. `None` when this replica does not lead, when
+    /// nothing was acknowledged yet, or for a sole voter.
+    pub(crate) fn quorum_age(&self) -> Option<Duration> {
+        let sent = self.quorum_sent(&self.facts.lock()).filter(|sent| *sent != Duration::MAX)?;
+        Some(self.environment.now().saturating_sub(sent))
+    }
+
+    /// On the leader: how long ago the last request was sent that each other replica acknowledged.
+    pub(crate) fn ages(&self) -> BTreeMap<u64, Duration> {
+        let facts = self.facts.lock();
+        if facts.vote != Some(self.own(facts.term)) {
+            return BTreeMap::new();
+        }
+        let now = self.environment.now();
+        facts.acknowledged.iter().map(|(replica, sent)| (*replica, now.saturating_sub(*sent))).collect()
     }
 }
 
@@ -254,39 +338,88 @@ mod tests {
         (clock, lease)
     }
 
-    fn standing(acknowledged_ms: u64) -> Standing {
-        Standing {
-            term: 5,
-            applied_term: Some(5),
-            acknowledged: Some(Duration::from_millis(acknowledged_ms)),
-            sole_voter: false,
-            membership: 0,
-        }
+    fn standing() -> Standing {
+        Standing { term: 5, applied_term: Some(5), voters: Arc::new(vec![vec![1, 2, 3]]), membership: 0 }
+    }
+
+    /// A majority has acknowledged what was sent at that moment.
+    fn acknowledged(lease: &Lease, ms: u64) {
+        lease.acknowledged(5, 2, Duration::from_millis(ms));
     }
 
     #[test]
     fn lease_is_used_up_to_its_margin_from_the_time_of_sending() {
         let (clock, lease) = leader();
+        lease.renew(standing());
         assert_eq!(lease.check(), Err(NotLeased::NotReady));
-        lease.renew(standing(1000));
+        acknowledged(&lease, 1000);
         clock.0.store(1479, Ordering::Relaxed);
         assert_eq!(lease.check(), Ok(()));
+        assert_eq!(lease.quorum_age(), Some(Duration::from_millis(479)));
         clock.0.store(1480, Ordering::Relaxed);
         assert_eq!(lease.check(), Err(NotLeased::Expired));
-        lease.renew(standing(900));
+        acknowledged(&lease, 900);
         assert_eq!(lease.check(), Err(NotLeased::Expired), "an old acknowledgement extended the lease");
-        lease.renew(standing(1200));
+        acknowledged(&lease, 1200);
+        assert_eq!(lease.check(), Ok(()));
+        assert_eq!(lease.ages(), BTreeMap::from([(2, Duration::from_millis(280))]));
+    }
+
+    #[test]
+    fn a_majority_of_each_set_of_voters_has_to_acknowledge() {
+        let facts = |acknowledged: &[(u64, u64)]| Facts {
+            acknowledged: acknowledged.iter().map(|&(id, ms)| (id, Duration::from_millis(ms))).collect(),
+            ..Facts::default()
+        };
+        let quorum = |acknowledged: &[(u64, u64)], voters: &[&[u64]]| {
+            let voters: Vec<Vec<u64>> = voters.iter().map(|voters| voters.to_vec()).collect();
+            facts(acknowledged).quorum(1, &voters).map(|sent| sent.as_millis())
+        };
+        let (me, always) = ([1].as_slice(), Some(Duration::MAX.as_millis()));
+        assert_eq!(quorum(&[], &[]), None, "nobody votes");
+        assert_eq!(quorum(&[], &[me]), always);
+        assert_eq!(quorum(&[], &[&[1, 2]]), None);
+        assert_eq!(quorum(&[(2, 7)], &[&[1, 2]]), Some(7));
+        assert_eq!(quorum(&[(2, 7)], &[&[1, 2, 3]]), Some(7));
+        assert_eq!(quorum(&[(2, 7), (3, 5)], &[&[1, 2, 3]]), Some(7), "the later of the two is enough");
+        assert_eq!(quorum(&[(2, 7)], &[&[1, 2, 3, 4]]), None, "two of four");
+        assert_eq!(quorum(&[(2, 7), (3, 5), (4, 3)], &[&[1, 2, 3, 4, 5]]), Some(5));
+        assert_eq!(quorum(&[(2, 7), (9, 8)], &[&[1, 2, 3]]), Some(7), "a learner does not count");
+        // This replica is on its way out: it is none of the new voters.
+        assert_eq!(quorum(&[(2, 7), (3, 5)], &[&[2, 3]]), Some(5));
+        // Two sets: of each.
+        assert_eq!(quorum(&[(2, 7), (4, 3)], &[&[1, 2, 3], &[1, 4, 5]]), Some(3));
+        assert_eq!(quorum(&[(2, 7), (3, 7)], &[&[1, 2, 3], &[1, 4, 5]]), None);
+        assert_eq!(quorum(&[(2, 7)], &[me, &[1, 2, 3]]), Some(7));
+    }
+
+    #[test]
+    fn acknowledgements_of_another_term_do_not_count() {
+        let (_, lease) = leader();
+        lease.renew(standing());
+        lease.acknowledged(4, 2, Duration::from_millis(1000));
+        assert_eq!(lease.check(), Err(NotLeased::NotReady));
+        lease.acknowledged(5, 2, Duration::from_millis(1000));
+        assert_eq!(lease.check(), Ok(()));
+        lease.vote_saved(Ballot { term: 6, replica: 1, committed: true });
+        lease.renew(Standing { term: 6, applied_term: Some(6), ..standing() });
+        assert_eq!(lease.check(), Err(NotLeased::NotReady));
+        lease.acknowledged(5, 3, Duration::from_millis(1000));
+        assert_eq!(lease.check(), Err(NotLeased::NotReady));
+        lease.acknowledged(6, 3, Duration::from_millis(1000));
         assert_eq!(lease.check(), Ok(()));
     }
 
     #[test]
     fn no_lease_before_an_entry_of_the_own_term_is_applied() {
         let (_, lease) = leader();
-        lease.renew(Standing { applied_term: Some(4), ..standing(1000) });
+        acknowledged(&lease, 1000);
+        assert_eq!(lease.check(), Err(NotLeased::NotReady), "nothing is known of where it stands");
+        lease.renew(Standing { applied_term: Some(4), ..standing() });
         assert_eq!(lease.check(), Err(NotLeased::NotReady));
-        lease.renew(Standing { applied_term: None, ..standing(1000) });
+        lease.renew(Standing { applied_term: None, ..standing() });
         assert_eq!(lease.check(), Err(NotLeased::NotReady));
-        lease.renew(standing(1000));
+        lease.renew(standing());
         assert_eq!(lease.check(), Ok(()));
     }
 
@@ -298,39 +431,48 @@ mod tests {
             Ballot { term: 6, replica: 1, committed: false },
         ] {
             let (_, lease) = leader();
-            lease.renew(standing(1000));
+            lease.renew(standing());
+            acknowledged(&lease, 1000);
+            assert_eq!(lease.check(), Ok(()));
             lease.vote_saved(other);
             assert_eq!(lease.check(), Err(NotLeased::NotLeader));
-            lease.renew(standing(1000));
+            lease.renew(standing());
+            acknowledged(&lease, 1001);
             assert_eq!(lease.check(), Err(NotLeased::NotLeader), "a late report brought the lease back");
+            assert_eq!((lease.quorum_age(), lease.ages()), (None, BTreeMap::new()));
         }
     }
 
     #[test]
     fn a_transfer_ends_the_lease_for_the_term_but_not_for_the_next() {
         let (_, lease) = leader();
-        lease.renew(standing(1000));
+        lease.renew(standing());
+        acknowledged(&lease, 1000);
         lease.give_up(5);
         assert_eq!(lease.check(), Err(NotLeased::GivenUp));
-        lease.renew(standing(1000));
+        lease.renew(standing());
+        acknowledged(&lease, 1001);
         assert_eq!(lease.check(), Err(NotLeased::GivenUp));
         lease.vote_saved(Ballot { term: 7, replica: 1, committed: true });
-        lease.renew(Standing { term: 7, applied_term: Some(7), ..standing(1000) });
+        lease.renew(Standing { term: 7, applied_term: Some(7), ..standing() });
+        lease.acknowledged(7, 2, Duration::from_millis(1002));
         assert_eq!(lease.check(), Ok(()));
     }
 
     #[test]
     fn a_sole_voter_leases_to_itself_until_another_member_is_in_the_log() {
         let (clock, lease) = leader();
-        let alone = Standing { sole_voter: true, acknowledged: None, ..standing(0) };
-        lease.renew(alone);
+        let alone = || Standing { voters: Arc::new(vec![vec![1]]), ..standing() };
+        lease.renew(alone());
         clock.0.store(1_000_000, Ordering::Relaxed);
         assert_eq!(lease.check(), Ok(()));
+        assert_eq!(lease.quorum_age(), None);
         lease.membership_appended(9);
         assert!(lease.check().is_err());
-        lease.renew(alone);
+        lease.renew(alone());
+        acknowledged(&lease, 1_000_000);
         assert!(lease.check().is_err(), "the old membership counted");
-        lease.renew(Standing { membership: 9, ..standing(1_000_000) });
+        lease.renew(Standing { membership: 9, ..standing() });
         assert_eq!(lease.check(), Ok(()));
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -28,8 +29,8 @@ use crate::{
     snapshot::{SendError, SnapshotData, SnapshotStore, send},
     transport::{Append, Link, LinkError, Transport},
     types::{
-        Member, Types, append_result_from_wire, append_to_wire, transfer_to_wire, vote_reply_from_wire,
-        vote_request_to_wire,
+        Member, Types, append_result_from_wire, append_to_wire, ballot, transfer_to_wire,
+        vote_reply_from_wire, vote_request_to_wire,
     },
 };
 
@@ -42,6 +43,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for the reply to one append. A follower whose disk stalls is not given up before that; a dead
 /// connection is noticed by the transport much earlier.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the news that entries are committed waits for entries that it can travel with. Whoever needs it sooner asks the leader.
+const COMMIT_HOLD: Duration = Duration::from_millis(5);
 
 /// Makes clients for the members of one group.
 pub(crate) struct Network {
@@ -95,6 +99,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    fn path(&self, stream: u64) -> Path {
+        let (link, lease) = (self.link.clone(), self.lease.clone());
+        Path { group: self.group, me: self.me, to: self.target, stream, link, lease }
+    }
+
     async fn control(
         &self,
         action: RPCTypes,
@@ -110,6 +119,113 @@ impl Client {
             None => Err(unreachable_peer("malformed control reply")),
         }
     }
+}
+
+/// Where the appends of one stream go.
+struct Path {
+    group: u64,
+    me: u64,
+    to: u64,
+    stream: u64,
+    link: Arc<dyn Link>,
+    lease: Arc<Lease>,
+}
+
+/// Sends requests and brings their replies in order.
+fn replicate<S>(
+    requests: S,
+    path: Path,
+) -> impl Stream<Item = Result<StreamAppendResult<Types>, RPCError<Types>>> + Send
+where
+    S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin,
+{
+    let Path { group, me, to, stream, link, lease } = path;
+    hold_commits(requests)
+        // Queued one after the other, which keeps their order; answered many at a time.
+        .then(move |request| {
+            let sent = Sent::now(&lease, to, &request);
+            let append = Append { group, to, stream, request: append_to_wire(request) };
+            let link = link.clone();
+            async move { (sent, link.append(append).await) }
+        })
+        .map(move |(sent, queued)| async move {
+            let reply = match queued {
+                Ok(reply) => tokio::time::timeout(APPEND_TIMEOUT, reply)
+                    .await
+                    .unwrap_or(Err(LinkError::TimedOut(APPEND_TIMEOUT))),
+                Err(error) => Err(error),
+            };
+            let reply = reply.map_err(|error| rpc_error(RPCTypes::AppendEntries, me, to, error))?;
+            let result = append_result_from_wire(reply).map_err(unreachable_peer)?;
+            sent.answered(&result);
+            Ok(result)
+        })
+        .buffered(PIPELINE)
+}
+
+/// When a request that may renew the lease was sent, and to whom.
+struct Sent {
+    lease: Arc<Lease>,
+    at: Duration,
+    term: u64,
+    to: u64,
+}
+
+impl Sent {
+    /// The request is about to be sent.
+    fn now(lease: &Arc<Lease>, to: u64, request: &AppendEntriesRequest<Types>) -> Sent {
+        Sent { at: lease.now(), term: ballot(&request.vote).term, to, lease: lease.clone() }
+    }
+
+    /// The reply to this very request is here.
+    fn answered(self, result: &StreamAppendResult<Types>) {
+        // A conflict acknowledges the leader, too, but a follower that has one is not worth a lease.
+        if result.is_ok() {
+            self.lease.acknowledged(self.term, self.to, self.at);
+        }
+    }
+}
+
+/// Passes requests on, but those that only tell of a commit [wait](COMMIT_HOLD) for entries to come, and are dropped when there are some:
+/// every request tells of the newest commit. Under load followers get, and answer, half as many requests. openraft takes
+/// a reply as one to everything up to its position, and so misses none.
+fn hold_commits<S>(requests: S) -> impl Stream<Item = AppendEntriesRequest<Types>> + Send
+where
+    S: Stream<Item = AppendEntriesRequest<Types>> + Send + Unpin,
+{
+    struct Holding<S> {
+        requests: S,
+        held: Option<AppendEntriesRequest<Types>>,
+        /// Ends when what is held has to go. Made anew only when it has ended, for each one costs the runtime a wake-up.
+        hold: Option<Pin<Box<tokio::time::Sleep>>>,
+    }
+    let holding = Holding { requests: requests.fuse(), held: None, hold: None };
+    futures::stream::unfold(holding, |mut holding| async move {
+        loop {
+            let Holding { requests, held, hold } = &mut holding;
+            tokio::select! {
+                biased;
+                request = requests.next() => match request {
+                    Some(request) if request.entries.is_empty() => {
+                        *held = Some(request);
+                        hold.get_or_insert_with(|| Box::pin(tokio::time::sleep(COMMIT_HOLD)));
+                    }
+                    Some(request) => {
+                        *held = None;
+                        return Some((request, holding));
+                    }
+                    // The last one is a question that openraft wants answered before it sends more.
+                    None => return held.take().map(|request| (request, holding)),
+                },
+                () = async { match hold { Some(hold) => hold.as_mut().await, None => std::future::pending().await } } => {
+                    *hold = None;
+                    if let Some(request) = held.take() {
+                        return Some((request, holding));
+                    }
+                }
+            }
+        }
+    })
 }
 
 fn rpc_error(action: RPCTypes, id: u64, target: u64, error: LinkError) -> RPCError<Types> {
@@ -136,11 +252,14 @@ impl RaftNetworkV2<Types> for Client {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let sent = Sent::now(&self.lease, self.target, &request);
         let request = Request::Heartbeat(append_to_wire(request));
         let Reply::Heartbeat(reply) = self.control(RPCTypes::AppendEntries, request, &option).await? else {
             return Err(mismatched());
         };
-        Ok(append_result_from_wire(reply).map_err(unreachable_peer)?.into())
+        let result = append_result_from_wire(reply).map_err(unreachable_peer)?;
+        sent.answered(&result);
+        Ok(result.into())
     }
 
     fn stream_append<'s, S>(
@@ -157,27 +276,8 @@ impl RaftNetworkV2<Types> for Client {
         if self.heartbeats {
             return stream_append_sequential(self, requests, option);
         }
-        let (group, me, to) = (self.group, self.me, self.target);
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
-        let link = self.link.clone();
-        let replies = requests
-            // Queued one after the other, which keeps their order; answered many at a time.
-            .then(move |request| {
-                let append = Append { group, to, stream, request: append_to_wire(request) };
-                let link = link.clone();
-                async move { link.append(append).await }
-            })
-            .map(move |queued| async move {
-                let reply = match queued {
-                    Ok(reply) => tokio::time::timeout(APPEND_TIMEOUT, reply)
-                        .await
-                        .unwrap_or(Err(LinkError::TimedOut(APPEND_TIMEOUT))),
-                    Err(error) => Err(error),
-                };
-                let reply = reply.map_err(|error| rpc_error(RPCTypes::AppendEntries, me, to, error))?;
-                append_result_from_wire(reply).map_err(unreachable_peer)
-            })
-            .buffered(PIPELINE);
+        let replies = replicate(requests, self.path(stream));
         async move { Ok(replies.boxed()) }.boxed()
     }
 
@@ -255,5 +355,147 @@ impl RaftNetworkV2<Types> for Client {
 
     fn backoff(&self) -> Option<Backoff> {
         Some(Backoff::new(std::iter::repeat(RETRY_PAUSE)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use kvorum_proto::raft as wire;
+    use parking_lot::Mutex;
+    use tokio::sync::{mpsc, oneshot};
+    use tokio_stream::wrappers::UnboundedReceiverStream;
+
+    use super::*;
+    use crate::{
+        clock::{Environment, TokioClock},
+        lease::{Ballot, Standing},
+        transport::PendingReply,
+        types::{append_result_to_wire, log_id, vote_from_wire},
+    };
+
+    const LEADER: Ballot = Ballot { term: 5, replica: 1, committed: true };
+
+    /// Entries up to `last` when there are any; with `committed`.
+    fn request(entries: std::ops::RangeInclusive<u64>, committed: u64) -> AppendEntriesRequest<Types> {
+        let blank =
+            |index| openraft::Entry { log_id: log_id(5, index), payload: openraft::EntryPayload::Blank };
+        AppendEntriesRequest {
+            vote: vote_from_wire(wire::Vote { term: 5, replica: 1, committed: true }),
+            prev_log_id: Some(log_id(5, entries.start() - 1)),
+            entries: entries.map(blank).collect(),
+            leader_commit: Some(log_id(5, committed)),
+        }
+    }
+
+    /// Tells of a commit only.
+    fn commit(last: u64, committed: u64) -> AppendEntriesRequest<Types> {
+        request(last + 1..=last, committed)
+    }
+
+    fn committed(request: Option<AppendEntriesRequest<Types>>) -> Option<u64> {
+        request.map(|request| request.leader_commit.unwrap().index)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_of_a_commit_travels_with_entries_when_some_come_soon_and_alone_otherwise() {
+        let (send, requests) = mpsc::unbounded_channel();
+        let mut passed = std::pin::pin!(hold_commits(UnboundedReceiverStream::new(requests)));
+        let begin = tokio::time::Instant::now();
+        send.send(request(1..=1, 0)).unwrap();
+        assert_eq!(committed(passed.next().await), Some(0));
+        // Two of them, then entries.
+        send.send(commit(1, 1)).unwrap();
+        send.send(commit(1, 2)).unwrap();
+        send.send(request(2..=3, 3)).unwrap();
+        assert_eq!(committed(passed.next().await), Some(3));
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        // The newest of those that were held goes alone.
+        send.send(commit(3, 4)).unwrap();
+        send.send(commit(3, 5)).unwrap();
+        assert_eq!(committed(passed.next().await), Some(5));
+        assert!(begin.elapsed() >= COMMIT_HOLD && begin.elapsed() < COMMIT_HOLD * 3);
+        // Nothing was left behind.
+        send.send(request(4..=4, 6)).unwrap();
+        assert_eq!(committed(passed.next().await), Some(6));
+        // The last one of a stream does not wait.
+        let before = tokio::time::Instant::now();
+        send.send(commit(4, 7)).unwrap();
+        drop(send);
+        assert_eq!(committed(passed.next().await), Some(7));
+        assert_eq!(committed(passed.next().await), None);
+        assert_eq!(before.elapsed(), Duration::ZERO);
+    }
+
+    /// A peer that answers when it is told to.
+    #[derive(Default)]
+    struct Peer(Mutex<VecDeque<(wire::AppendRequest, oneshot::Sender<wire::AppendReply>)>>);
+
+    impl Peer {
+        /// Answers the request that has waited longest: everything up to `last` is there.
+        fn answer(&self, last: u64) {
+            let (_, reply) = self.0.lock().pop_front().expect("a request");
+            let _ = reply.send(append_result_to_wire(Ok(Some(log_id(5, last)))));
+        }
+
+        async fn has(&self, requests: usize) {
+            while self.0.lock().len() < requests {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    impl Link for Peer {
+        fn control(
+            &self,
+            _: peer::ControlRequest,
+            _: Duration,
+        ) -> futures::future::BoxFuture<'static, Result<peer::ControlReply, LinkError>> {
+            std::future::pending().boxed()
+        }
+
+        fn append(&self, append: Append) -> futures::future::BoxFuture<'_, Result<PendingReply, LinkError>> {
+            let (sender, receiver) = oneshot::channel();
+            self.0.lock().push_back((append.request, sender));
+            async { Ok(PendingReply::new(receiver, None)) }.boxed()
+        }
+
+        fn snapshot(
+            &self,
+            _: peer::SnapshotRequest,
+            _: Duration,
+        ) -> futures::future::BoxFuture<'static, Result<peer::SnapshotReply, LinkError>> {
+            std::future::pending().boxed()
+        }
+    }
+
+    /// The reply to an append says the same as one to the empty request behind it. It must not renew the lease from when that was sent:
+    /// the follower had not heard of it.
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_renews_the_lease_from_when_its_own_request_was_sent() {
+        let environment = Environment::simulated(Arc::new(TokioClock::new()), 1);
+        let lease = Arc::new(Lease::new(1, Duration::from_millis(600), environment));
+        lease.vote_saved(LEADER);
+        let voters = Arc::new(vec![vec![1, 2, 3]]);
+        lease.renew(Standing { term: 5, applied_term: Some(5), voters, membership: 0 });
+        let peer = Arc::new(Peer::default());
+        let path = Path { group: 1, me: 1, to: 2, stream: 1, link: peer.clone(), lease: lease.clone() };
+        let (send, requests) = mpsc::unbounded_channel();
+        let mut replies = std::pin::pin!(replicate(UnboundedReceiverStream::new(requests), path));
+
+        send.send(request(1..=1, 0)).unwrap();
+        let next = tokio::time::timeout(Duration::from_millis(100), replies.next());
+        assert!(next.await.is_err(), "nothing was answered");
+        send.send(commit(1, 1)).unwrap();
+        let next = tokio::time::timeout(Duration::from_millis(100), replies.next());
+        assert!(next.await.is_err(), "nothing was answered");
+        peer.has(2).await;
+        peer.answer(1);
+        replies.next().await.unwrap().unwrap().unwrap();
+        assert!(lease.quorum_age().unwrap() >= Duration::from_millis(200), "{:?}", lease.quorum_age());
+        peer.answer(1);
+        replies.next().await.unwrap().unwrap().unwrap();
+        assert!(lease.quorum_age().unwrap() < Duration::from_millis(110), "{:?}", lease.quorum_age());
     }
 }
