@@ -37,6 +37,8 @@ pub(crate) struct Machine {
 pub(crate) struct Process {
     pub(crate) node: Node,
     pub(crate) environment: Environment,
+    /// The machine's disk, as this process sees it.
+    pub(crate) disk: MemoryDisk,
 }
 
 /// The nodes that can be asked, by server.
@@ -122,7 +124,7 @@ impl Machine {
             Ok(Err(error)) => return Err(error.to_string()),
             Err(error) => return Err(format!("starting: {error}")),
         };
-        let process = Process { node, environment };
+        let process = Process { node, environment, disk: self.disk.clone() };
         directory.enter(self.id, process.clone());
         self.process = Some(process);
         Ok(())

@@ -140,6 +140,11 @@ impl MemoryDisk {
         self.state.lock().syncs
     }
 
+    /// Whether a [`Fault::Halt`] has not come true.
+    pub fn has_power(&self) -> bool {
+        self.state.lock().has_power()
+    }
+
     /// Changes the bytes of a file, visible and durable, behind everybody's back. Nothing when there is no such file.
     pub fn update(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state.lock();
@@ -218,9 +223,13 @@ impl State {
         disk
     }
 
+    fn has_power(&self) -> bool {
+        self.halt_at.is_none_or(|at| self.operations < at)
+    }
+
     /// Counts an operation; `Err` when the power is gone.
     fn operate(&mut self) -> io::Result<()> {
-        if self.halt_at.is_some_and(|at| self.operations >= at) {
+        if !self.has_power() {
             return Err(io::Error::other("the machine lost power"));
         }
         self.operations += 1;
