@@ -13,6 +13,7 @@ mod checks;
 mod clock;
 mod config;
 mod contact;
+mod gather;
 mod identity;
 mod membership;
 mod meta;

@@ -1,6 +1,6 @@
 //! Turns waiting batches into Raft entries. One task per replica: it joins whatever waits into one entry,
 //! keeps a few entries in flight, proposes ticks when keys are due and the shard's configuration when the
-//! shard is new. It never lingers for more to come.
+//! shard is new. When it waits for more to come is up to [`Gathering`](crate::gather::Gathering).
 //!
 //! Order: batches are proposed in the order they came, except that one with a large write is overtaken while the write is
 //! [uploaded](crate::upload). Reads in a batch run at their place when the entry is
@@ -8,6 +8,7 @@
 
 use crate::batch::{Batch, ReplySink};
 use crate::checks::Checks;
+use crate::gather::{Gathering, PATIENCE};
 use crate::replica::{Pending, Replica, Waiting, local};
 use crate::upload::{UploadError, Uploader};
 use futures::StreamExt;
@@ -18,6 +19,7 @@ use kvorum_raft::wal::Wal;
 use kvorum_raft::{Environment, Group, NotLeased, ProposeError};
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -211,6 +213,8 @@ impl Proposer {
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick_in_flight = false;
         let mut checked = self.environment.now();
+        let mut gathering = Gathering::default();
+        let mut patience = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
             let may_tick = in_flight.len() < ENTRIES_IN_FLIGHT && !tick_in_flight;
             tokio::select! {
@@ -218,7 +222,11 @@ impl Proposer {
                 Some((pending, outcome)) = in_flight.next() => {
                     tick_in_flight &= pending.is_some();
                     settle(pending, outcome);
+                    if in_flight.is_empty() && gathering.settled(waiting.len(), self.environment.now()) {
+                        patience.set(tokio::time::sleep(PATIENCE));
+                    }
                 }
+                () = patience.as_mut(), if gathering.is_on() => gathering.give_up(),
                 received = submissions.recv_many(&mut waiting, QUEUE_BATCHES), if waiting.len() < QUEUE_BATCHES => {
                     if received == 0 {
                         break;
@@ -256,7 +264,9 @@ impl Proposer {
             // Who was answered meanwhile (time ran out) is not proposed after all.
             waiting.retain(|submission| !submission.is_unwanted());
             self.begin_uploads(&mut uploads, &mut waiting);
-            if in_flight.len() >= ENTRIES_IN_FLIGHT && self.lost_majority() {
+            let must_wait =
+                in_flight.len() >= ENTRIES_IN_FLIGHT || !gathering.is_over(waiting.len(), in_flight.len());
+            if !in_flight.is_empty() && must_wait && self.lost_majority() {
                 // What is in flight may yet be committed. What waits behind it was never proposed: say so.
                 waiting.drain(..).for_each(Submission::not_leader);
             }
@@ -271,8 +281,12 @@ impl Proposer {
                         break;
                     }
                 }
+                if !gathering.is_over(waiting.len(), in_flight.len()) {
+                    break;
+                }
                 let rest = waiting.split_off(entry_length(&waiting));
                 let submissions = std::mem::replace(&mut waiting, rest);
+                gathering.proposed(submissions.len(), self.environment.now());
                 self.propose(&mut in_flight, submissions).await;
             }
         }
