@@ -385,9 +385,9 @@ impl Node {
             .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
             .add_service(self.0.host.peer_service())
             .add_service(AdminService::new(self.clone()).into_server());
+        let incoming = self.0.host.peer_incoming(listener);
         self.spawn(async move {
-            let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-            if let Err(error) = routes.serve_with_incoming(incoming).await {
+            if let Err(error) = routes.serve_with_incoming(incoming.into_stream()).await {
                 error!(%error, "the peer listener ended");
             }
         });

@@ -8,7 +8,7 @@ use crate::node::StartError;
 use kvorum_cluster::{ReplicaId, ShardId, ShardMachine};
 use kvorum_raft::disk::{Disk, StdDisk};
 use kvorum_raft::meta_store::{MetaStore, SledMetaStore};
-use kvorum_raft::{Connector, Environment, GrpcConfig, GrpcTransport, Transport};
+use kvorum_raft::{Connector, Environment, TcpConfig, TcpTransport, Transport};
 use std::io;
 use std::sync::Arc;
 
@@ -59,12 +59,12 @@ impl Platform {
             what: "opening the metadata store".to_owned(),
             source: io::Error::other(error.to_string()),
         })?;
-        let grpc = GrpcConfig::default();
-        let connector = Connector::new(grpc.connect_timeout, config.peer_addresses.clone());
+        let tcp = TcpConfig::default();
+        let connector = Connector::new(tcp.connect_timeout, config.peer_addresses.clone());
         Ok(Platform {
             disk: Arc::new(StdDisk),
             store: Arc::new(store),
-            transport: Arc::new(GrpcTransport::with_connector(grpc, connector.clone())),
+            transport: Arc::new(TcpTransport::with_connector(tcp, connector.clone())),
             contact: Arc::new(GrpcContact::new(connector)),
             environment: Environment::real(),
             observer: None,

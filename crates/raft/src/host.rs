@@ -21,7 +21,7 @@ use crate::{
     network::Network,
     runtime::Runtime,
     snapshot::{self, Managed, SnapshotConfig, SnapshotStore, Snapshots},
-    transport::{Inbound, PeerService, Replica, Transport},
+    transport::{Inbound, PeerIncoming, PeerService, Replica, Transport},
     wal::{GroupId, SyncMode, Wal},
 };
 
@@ -165,7 +165,13 @@ impl Host {
         self.shared.inbound.identity().set(server, cluster);
     }
 
-    /// The service that peers of this server's groups call; to be mounted on the peer port.
+    /// What arrives at the peer port: serves what peers of this server's groups say over bare byte streams, and is a stream of all
+    /// other connections, for tonic.
+    pub fn peer_incoming(&self, listener: tokio::net::TcpListener) -> PeerIncoming {
+        PeerIncoming::new(listener, self.shared.inbound.clone())
+    }
+
+    /// The service that they call; to be mounted on the peer port.
     pub fn peer_service(&self) -> PeerServer<PeerService> {
         PeerService::new(self.shared.inbound.clone())
     }

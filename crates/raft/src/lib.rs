@@ -49,9 +49,8 @@ pub use machine::{Committed, Fatal, Image, Machine};
 pub use membership::MembershipError;
 pub use snapshot::{SnapshotConfig, SnapshotError, SnapshotStats};
 pub use transport::{
-    Append, AppendSession, Connector, ENTRY_BYTES, FRAME_BYTES, GrpcConfig, GrpcTransport, Identity, Inbound,
-    Link, LinkError, LocalNetwork, LocalTransport, PeerService, PendingReply, SessionError, Transport,
-    Weather,
+    Append, Connector, ENTRY_BYTES, FRAME_BYTES, Identity, Inbound, Link, LinkError, LocalNetwork,
+    LocalTransport, PeerIncoming, PeerService, PendingReply, TcpConfig, TcpTransport, Transport, Weather,
 };
 pub use types::Member;
 pub use wal::{GroupId, Local, SyncMode};

@@ -4,7 +4,7 @@
 //! faults, beside clients that write down what they are told; `judge.rs` has the invariants. `run` does one seed, `check` many
 //! (one process each, so that nothing one seed did can reach another), `gate` one seed twice and compares the traces.
 //!
-//! What it leaves out: the wire protocols (RESP, gRPC), the server crate, threads.
+//! What it leaves out: the wire protocols (RESP, those of peers), the server crate, threads.
 
 mod client;
 mod clock;

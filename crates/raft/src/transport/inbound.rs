@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    future::Future,
     sync::Arc,
 };
 
@@ -47,8 +48,19 @@ impl Identity {
         *self.known.write() = (server, cluster.into());
     }
 
-    /// Whether a request for `server` of `cluster` (unknown: 0, empty) may be meant for this server.
-    pub fn accepts(&self, server: u64, cluster: &str) -> bool {
+    /// Whether a request for `server` of `cluster` (unknown: 0, empty) may be meant for this server; if not, why.
+    ///
+    /// # Errors
+    /// A text for the peer.
+    pub fn check(&self, server: u64, cluster: &str) -> Result<(), String> {
+        if self.accepts(server, cluster) {
+            return Ok(());
+        }
+        let (me, here) = self.get();
+        Err(format!("this is server {me} of cluster {here}, not server {server} of cluster {cluster}"))
+    }
+
+    fn accepts(&self, server: u64, cluster: &str) -> bool {
         let known = self.known.read();
         let same_server = server == 0 || known.0 == 0 || server == known.0;
         let same_cluster = cluster.is_empty() || known.1.is_empty() || *cluster == *known.1;
@@ -143,7 +155,7 @@ impl Inbound {
 
     /// Opens the receiving end of a connection's appends. Replies go to `replies` in any order; when the other end of that
     /// is gone, nothing more is answered.
-    pub fn session(&self, replies: mpsc::Sender<peer::Reply>) -> AppendSession {
+    pub(crate) fn session<R: Replies>(&self, replies: R) -> AppendSession<R> {
         AppendSession { inbound: self.clone(), replies, streams: HashMap::new(), partial: HashMap::new() }
     }
 }
@@ -200,9 +212,28 @@ fn check_gate(gate: &VoteGate) -> Result<(), String> {
     }
 }
 
+/// Where the answers of a connection go. Clones go to the same place.
+pub(crate) trait Replies: Clone + Send + Sync + 'static {
+    /// Waits for room. `false` when nobody gets it.
+    fn send(&self, reply: peer::Reply) -> impl Future<Output = bool> + Send;
+
+    /// Forgets it where there is no room.
+    fn try_send(&self, reply: peer::Reply);
+}
+
+impl Replies for mpsc::Sender<peer::Reply> {
+    async fn send(&self, reply: peer::Reply) -> bool {
+        mpsc::Sender::send(self, reply).await.is_ok()
+    }
+
+    fn try_send(&self, reply: peer::Reply) {
+        let _ = mpsc::Sender::try_send(self, reply);
+    }
+}
+
 /// What a peer may not do; the connection ends.
 #[derive(Debug, thiserror::Error)]
-pub enum SessionError {
+pub(crate) enum SessionError {
     /// Bytes that are no request.
     #[error("malformed frame: {0}")]
     Malformed(String),
@@ -212,9 +243,9 @@ pub enum SessionError {
 }
 
 /// The receiving end of one connection's appends.
-pub struct AppendSession {
+pub(crate) struct AppendSession<R> {
     inbound: Inbound,
-    replies: mpsc::Sender<peer::Reply>,
+    replies: R,
     /// By group and replica.
     streams: HashMap<(u64, u64), GroupStream>,
     /// By request number.
@@ -236,9 +267,9 @@ struct Unanswered {
     ended: bool,
 }
 
-impl AppendSession {
+impl<R: Replies> AppendSession<R> {
     /// Takes a frame in. Never waits: a group that is slow holds up its own stream only.
-    pub fn feed(&mut self, frame: peer::Frame) -> Result<(), SessionError> {
+    pub(crate) fn feed(&mut self, frame: peer::Frame) -> Result<(), SessionError> {
         use peer::frame::Content;
         let peer::Frame { group, to, stream, request: number, content } = frame;
         let append = match content {
@@ -288,12 +319,12 @@ impl AppendSession {
 
     /// Refusals are advice: the sender gives up at its own deadline when there is no room for one.
     fn reply(&self, request: u64, append: wire::AppendReply) {
-        let _ = self.replies.try_send(peer::Reply { request, append: Some(append) });
+        self.replies.try_send(peer::Reply { request, append: Some(append) });
     }
 }
 
 impl GroupStream {
-    fn open(number: u64, replica: &Replica, replies: mpsc::Sender<peer::Reply>) -> GroupStream {
+    fn open(number: u64, replica: &Replica, replies: impl Replies) -> GroupStream {
         let (requests, queue) = mpsc::channel(STREAM_QUEUE);
         let unanswered = Arc::new(Mutex::new(Unanswered::default()));
         let answers = replica.raft.stream_append(tokio_stream::wrappers::ReceiverStream::new(queue));
@@ -303,7 +334,7 @@ impl GroupStream {
 }
 
 /// Sends a group's answers back under their request numbers, then refuses what will not be answered.
-async fn relay<A, E>(answers: A, unanswered: Arc<Mutex<Unanswered>>, replies: mpsc::Sender<peer::Reply>)
+async fn relay<A, E>(answers: A, unanswered: Arc<Mutex<Unanswered>>, replies: impl Replies)
 where
     A: Stream<Item = Result<openraft::raft::StreamAppendResult<Types>, E>>,
     E: std::fmt::Display,
@@ -316,7 +347,7 @@ where
             Ok(result) => append_result_to_wire(result),
             Err(fatal) => refused(fatal),
         };
-        if replies.send(peer::Reply { request, append: Some(append) }).await.is_err() {
+        if !replies.send(peer::Reply { request, append: Some(append) }).await {
             break;
         }
     }
@@ -327,7 +358,7 @@ where
     };
     for request in left {
         let append = Some(refused("the stream has ended"));
-        if replies.send(peer::Reply { request, append }).await.is_err() {
+        if !replies.send(peer::Reply { request, append }).await {
             break;
         }
     }

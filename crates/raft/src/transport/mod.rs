@@ -10,12 +10,13 @@
 //! nobody; appends of one stream arrive in the order they were accepted in or not at all; everything that was accepted is resolved, at
 //! the latest when the connection breaks; queues are bounded. It need not deliver anything: Raft repeats.
 //!
-//! [`GrpcTransport`] is the real one, [`LocalNetwork`] connects hosts of one process and can cut them off.
+//! [`TcpTransport`] is the real one, [`LocalNetwork`] connects hosts of one process and can cut them off.
 
 mod connect;
-mod grpc;
+mod framed;
 mod inbound;
 mod local;
+mod tcp;
 
 use std::{
     future::Future,
@@ -30,9 +31,9 @@ use kvorum_proto::{peer, raft};
 use tokio::sync::oneshot;
 
 pub use connect::Connector;
-pub use grpc::{GrpcConfig, GrpcTransport, PeerService};
-pub use inbound::{AppendSession, Identity, Inbound, SessionError};
+pub use inbound::{Identity, Inbound};
 pub use local::{LocalNetwork, LocalTransport, Weather};
+pub use tcp::{PeerIncoming, PeerService, TcpConfig, TcpTransport};
 
 pub(crate) use inbound::Replica;
 

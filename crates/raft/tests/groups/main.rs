@@ -4,10 +4,10 @@
 
 mod cluster;
 mod election;
-mod grpc;
 mod membership;
 mod replication;
 mod restart;
 mod snapshots;
+mod tcp;
 mod throughput;
 mod transfer;

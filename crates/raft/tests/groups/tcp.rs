@@ -3,14 +3,16 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use kvorum_proto::peer::{ControlRequest, peer_client::PeerClient};
-use kvorum_raft::{GrpcConfig, GrpcTransport, Member, disk::MemoryDisk};
-use tokio::{
-    net::TcpListener,
-    runtime::{Builder, Runtime},
-    sync::oneshot,
+use kvorum_proto::peer::{
+    ControlRequest, Frame, Open, Opened, SnapshotRequest, open::Lane, peer_client::PeerClient,
 };
-use tokio_stream::wrappers::TcpListenerStream;
+use kvorum_raft::{Member, TcpConfig, TcpTransport, disk::MemoryDisk};
+use prost::Message;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    runtime::{Builder, Runtime},
+};
 use tonic::{Code, Request, transport::Server as TonicServer};
 
 use crate::cluster::{GROUP, Server, eventually, put, text};
@@ -33,17 +35,16 @@ impl Drop for Listening {
 
 /// Starts a server that listens at `addr`.
 async fn serve(id: u64, disk: &MemoryDisk, addr: SocketAddr) -> Served {
-    let server = Server::start(id, disk, Arc::new(GrpcTransport::new(GrpcConfig::default())));
+    let server = Server::start(id, disk, Arc::new(TcpTransport::new(TcpConfig::default())));
     let service = server.host.peer_service();
     let listening = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let (bound, ready) = oneshot::channel();
-    listening.spawn(async move {
-        let listener = TcpListener::bind(addr).await.unwrap();
-        bound.send(()).unwrap();
-        let incoming = TcpListenerStream::new(listener);
-        TonicServer::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
-    });
-    ready.await.unwrap();
+    let listener = std::net::TcpListener::bind(addr).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let incoming = {
+        let _on_it = listening.enter();
+        server.host.peer_incoming(TcpListener::from_std(listener).unwrap()).into_stream()
+    };
+    listening.spawn(TonicServer::builder().add_service(service).serve_with_incoming(incoming));
     Served { server, listening: Listening(Some(listening)) }
 }
 
@@ -134,18 +135,66 @@ async fn entries_of_all_sizes_over_tcp_through_a_restart() {
 async fn requests_for_another_server_or_cluster_are_refused() {
     let addr = free_address().await;
     let served = serve(1, &MemoryDisk::default(), addr).await;
-    let mut client = PeerClient::connect(format!("http://{addr}")).await.unwrap();
     let ask = |cluster: &str, to: u64| {
-        let mut request = Request::new(ControlRequest { group: 1, to: 1, request: None });
+        let mut request = Request::new(SnapshotRequest { group: 1, to: 1, request: None });
         request.metadata_mut().insert("kvorum-cluster", cluster.parse().unwrap());
         request.metadata_mut().insert("kvorum-to", to.into());
         request
     };
+    let mut client = PeerClient::connect(format!("http://{addr}")).await.unwrap();
     for (cluster, to) in [("test", 2), ("other", 1)] {
-        let refused = client.control(ask(cluster, to)).await.unwrap_err();
+        let refused = client.snapshot(ask(cluster, to)).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        let opened = greet(addr, Lane::Control, cluster, to).await;
+        assert!(opened.refused.contains("server 1 of cluster test, not"), "{}", opened.refused);
     }
-    client.control(ask("test", 1)).await.unwrap();
+    client.snapshot(ask("test", 1)).await.unwrap();
+    assert_eq!(greet(addr, Lane::Append, "test", 1).await.refused, "");
+    assert_ne!(greet(addr, Lane::Unspecified, "test", 1).await.refused, "");
+    served.stop().await;
+}
+
+/// Opens a byte stream as any program could; returns the answer.
+async fn greet(addr: SocketAddr, lane: Lane, cluster: &str, to: u64) -> Opened {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let open = Open { lane: lane.into(), cluster: cluster.to_owned(), from: 9, to };
+    stream.write_all(b"KVORUM\0\x01").await.unwrap();
+    stream.write_all(&message(&open)).await.unwrap();
+    let mut answer = vec![0; stream.read_u32_le().await.unwrap() as usize];
+    stream.read_exact(&mut answer).await.unwrap();
+    Opened::decode(&answer[..]).unwrap()
+}
+
+fn message(content: &impl Message) -> Vec<u8> {
+    let content = content.encode_to_vec();
+    [&u32::try_from(content.len()).unwrap().to_le_bytes()[..], &content].concat()
+}
+
+/// Whatever is said to the peer port: the connection ends, nothing else does.
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_ends_its_own_connection_only() {
+    let addr = free_address().await;
+    let served = serve(1, &MemoryDisk::default(), addr).await;
+    let open = Open { lane: Lane::Append.into(), ..Open::default() };
+    let begin = [&b"KVORUM\0\x01"[..], &message(&open)].concat();
+    let no_content = Frame { group: 1, to: 1, stream: 1, request: 1, content: None };
+    let nonsense = [
+        b"KVORUM\0\x02 and more".to_vec(),
+        b"K".repeat(100),
+        [&b"KVORUM\0\x01"[..], &[255; 4]].concat(),
+        [&begin[..], &[255; 4]].concat(),
+        [&begin[..], &[3, 0, 0, 0, 255, 255, 255]].concat(),
+        [&begin[..], &message(&no_content)].concat(),
+    ];
+    for bytes in nonsense {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        let mut rest = Vec::new();
+        let reading = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest));
+        // Closed, or reset for what was not read.
+        let _ = reading.await.expect("the connection goes on");
+    }
+    assert_eq!(greet(addr, Lane::Append, "test", 1).await.refused, "");
     served.stop().await;
 }
 
@@ -153,7 +202,7 @@ async fn requests_for_another_server_or_cluster_are_refused() {
 async fn a_link_fails_fast_while_the_peer_is_down_and_works_once_it_is_up() {
     use kvorum_raft::Transport;
     let addr = free_address().await;
-    let transport = GrpcTransport::new(GrpcConfig::default());
+    let transport = TcpTransport::new(TcpConfig::default());
     let link = transport.link(1, &addr.to_string());
     let request = ControlRequest { group: 1, to: 1, request: None };
     assert!(link.control(request.clone(), Duration::from_millis(500)).await.is_err());
