@@ -340,7 +340,8 @@ impl Host {
 fn raft_config(timing: &Timing) -> Result<Config, HostError> {
     let config = Config {
         cluster_name: "kvorum".to_owned(),
-        heartbeat_interval: timing.heartbeat_ms,
+        // Timers are rounded up (see `runtime.rs`): a heartbeat that is due just after a tick would wait for the next.
+        heartbeat_interval: timing.heartbeat_ms - timing.heartbeat_ms / 20,
         election_timeout_min: timing.election_min_ms,
         election_timeout_max: timing.election_max_ms,
         quorum_loss_probe_interval: Some(timing.quorum_loss_probe_ms),
