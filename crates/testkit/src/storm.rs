@@ -62,13 +62,26 @@ impl Established {
     /// # Errors
     /// When it could not connect, or a command of it failed.
     pub async fn p99_ms(self) -> Result<f64> {
+        Ok(p99(&mut self.times_ms().await?))
+    }
+
+    /// Ends; what every command took, in milliseconds.
+    ///
+    /// # Errors
+    /// When it could not connect, or a command of it failed.
+    pub async fn times_ms(self) -> Result<Vec<f64>> {
         self.stop.store(true, Ordering::Relaxed);
         let times = tokio::task::spawn_blocking(|| self.thread.join()).await?;
-        let mut times = times.map_err(|_| anyhow::anyhow!("the established client panicked"))??;
+        let times = times.map_err(|_| anyhow::anyhow!("the established client panicked"))??;
         ensure!(times.len() >= 20, "the established client got only {} replies", times.len());
-        times.sort_by(f64::total_cmp);
-        Ok(times[times.len() * 99 / 100])
+        Ok(times)
     }
+}
+
+/// What ninety-nine of a hundred stay below; 0 for none.
+pub fn p99(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() * 99 / 100).copied().unwrap_or_default()
 }
 
 /// Milliseconds of each command until it is told to stop.
