@@ -10,7 +10,7 @@ use kvorum_testkit::http::{self, Exposition, Response};
 use kvorum_testkit::resp::{Connection, words};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
-use support::{PATIENCE, Server, create, free_base_port};
+use support::{PATIENCE, Server, create};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -37,10 +37,13 @@ async fn scrape(port: u16) -> Exposition {
 }
 
 async fn start(dir: &std::path::Path) -> (Server, u16) {
-    let base_port = free_base_port();
-    let http = SocketAddr::from((Ipv4Addr::LOCALHOST, base_port + 99));
-    let config = ServeConfig { http: Some(http), ..ServeConfig::default() };
-    (Server::start_with(dir, base_port, config).await, base_port)
+    let config = |base_port| {
+        let http = SocketAddr::from((Ipv4Addr::LOCALHOST, base_port + 99));
+        ServeConfig { http: Some(http), ..ServeConfig::default() }
+    };
+    let server = Server::start_with(dir, config).await;
+    let base_port = server.base_port();
+    (server, base_port)
 }
 
 async fn until_ready(port: u16) {

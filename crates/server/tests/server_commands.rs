@@ -9,7 +9,7 @@ use kvorum_cluster::Mode;
 use kvorum_testkit::resp::{Connection, Value};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use support::{PATIENCE, Server, create, free_base_port};
+use support::{PATIENCE, Server, create};
 
 /// Connects as soon as the server listens.
 async fn connect(port: u16) -> Connection {
@@ -31,8 +31,8 @@ async fn standalone_with(
     config: impl FnOnce(&Path) -> ServeConfig,
 ) -> (tempfile::TempDir, Server, Connection) {
     let dir = tempfile::tempdir().unwrap();
-    let base_port = free_base_port();
-    let server = Server::start_with(dir.path(), base_port, config(dir.path())).await;
+    let server = Server::start_with(dir.path(), |_| config(dir.path())).await;
+    let base_port = server.base_port();
     create(base_port, Mode::Standalone, 1, 16).await;
     let mut client = connect(base_port).await;
     let start = Instant::now();

@@ -4,10 +4,12 @@
 
 mod support;
 
+use kvorum::ServeConfig;
 use kvorum_cluster::Mode;
+use kvorum_testkit::ports::PortBlock;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
-use support::{PATIENCE, Server, create, free_base_port};
+use support::{PATIENCE, Server, create};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -52,8 +54,8 @@ impl Client {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_one_server() {
     let dir = tempfile::tempdir().unwrap();
-    let base_port = free_base_port();
-    let server = Server::start(dir.path(), base_port).await;
+    let server = Server::start(dir.path(), PortBlock::take().unwrap(), ServeConfig::default()).await;
+    let base_port = server.base_port();
 
     // Before there is a cluster, the base port answers for an empty node.
     let mut client = Client::connect(base_port).await;
@@ -93,10 +95,10 @@ async fn a_cluster_of_one_server() {
         large.len()
     );
     other.expect(&mset, "+OK\r\n").await;
-    server.stop().await;
+    let ports = server.stop().await;
 
     // What was acknowledged is there after a restart.
-    let server = Server::start(dir.path(), base_port).await;
+    let server = Server::start(dir.path(), ports, ServeConfig::default()).await;
     let mut other = Client::connect(base_port + 1).await;
     other.expect("STRLEN foo\r\nSTRLEN {foo}bar\r\nDBSIZE\r\n", ":9437184\r\n:9437184\r\n:2\r\n").await;
     server.stop().await;
@@ -105,8 +107,8 @@ async fn a_cluster_of_one_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standalone_server() {
     let dir = tempfile::tempdir().unwrap();
-    let base_port = free_base_port();
-    let server = Server::start(dir.path(), base_port).await;
+    let server = Server::start(dir.path(), PortBlock::take().unwrap(), ServeConfig::default()).await;
+    let base_port = server.base_port();
     create(base_port, Mode::Standalone, 1, 16).await;
     let mut client = Client::connect(base_port).await;
     client.expect_in_time("SET a 1\r\n", "+OK\r\n").await;

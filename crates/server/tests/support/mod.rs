@@ -3,7 +3,7 @@
 use kvorum::{ServeConfig, serve};
 use kvorum_cluster::{Durability, Mode};
 use kvorum_node::{AdminClient, CreateCluster, Node, NodeConfig};
-use std::net::{Ipv4Addr, TcpListener};
+use kvorum_testkit::ports::PortBlock;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -11,44 +11,42 @@ use tokio::task::JoinHandle;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A base port whose client and peer ports are free at the moment.
-pub(crate) fn free_base_port() -> u16 {
-    for _ in 0..100 {
-        let base = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if base < 60_000 && free(base + 1) && free(base + 98) && free(base + 99) {
-            return base;
-        }
-    }
-    panic!("no free ports");
-}
-
 pub(crate) struct Server {
     pub(crate) node: Node,
+    ports: PortBlock,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
 impl Server {
-    #[allow(dead_code, reason = "not every test wants the defaults")]
-    pub(crate) async fn start(dir: &Path, base_port: u16) -> Server {
-        Server::start_with(dir, base_port, ServeConfig::default()).await
+    /// A server on ports that are its own while it lives; the configuration may want to know the first of them.
+    #[allow(dead_code, reason = "not every test wants a configuration")]
+    pub(crate) async fn start_with(dir: &Path, config: impl FnOnce(u16) -> ServeConfig) -> Server {
+        let ports = PortBlock::take().unwrap();
+        let config = config(ports.base());
+        Server::start(dir, ports, config).await
     }
 
-    pub(crate) async fn start_with(dir: &Path, base_port: u16, config: ServeConfig) -> Server {
-        let node = Node::start(NodeConfig::new(dir.to_owned(), "127.0.0.1", base_port)).await.unwrap();
+    pub(crate) async fn start(dir: &Path, ports: PortBlock, config: ServeConfig) -> Server {
+        let node = Node::start(NodeConfig::new(dir.to_owned(), "127.0.0.1", ports.base())).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let serving = serve(node.clone(), config, async move {
             let _ = stopped.await;
         });
         let task = tokio::spawn(async move { serving.await.unwrap() });
-        Server { node, stop, task }
+        Server { node, ports, stop, task }
     }
 
-    pub(crate) async fn stop(self) {
+    pub(crate) fn base_port(&self) -> u16 {
+        self.ports.base()
+    }
+
+    /// Ends it; its ports are there for the next one.
+    pub(crate) async fn stop(self) -> PortBlock {
         drop(self.stop);
         tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap();
         self.node.shutdown().await;
+        self.ports
     }
 }
 
