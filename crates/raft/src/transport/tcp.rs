@@ -65,7 +65,7 @@ pub struct TcpConfig {
     pub connect_timeout: Duration,
     /// First and longest pause before connecting again; it doubles in between. Default 25 ms and 400 ms.
     pub reconnect_pause: (Duration, Duration),
-    /// On the snapshot connection, time without a sign of life after which the peer is asked for one, and time it has to give it.
+    /// On the snapshot connection while it is used, time without a sign of life after which the peer is asked for one, and time it has to give it.
     /// Default 500 ms and 1 s.
     pub keep_alive: (Duration, Duration),
 }
@@ -151,8 +151,7 @@ impl Target {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(interval)
-            .keep_alive_timeout(timeout)
-            .keep_alive_while_idle(true))
+            .keep_alive_timeout(timeout))
     }
 
     async fn connect(&self, lane: LaneKind) -> Result<framed::Connection, String> {
