@@ -6,21 +6,34 @@
 
 mod support;
 
-use kvorum_keyspace::{Keyspace, Settings};
+use kvorum_keyspace::{Keyspace, Settings, slot_of};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
 };
 use support::{Bare, Reply};
 
-/// Counts what is allocated, and the most of it.
+/// Counts what is allocated, and the most of it; and what it takes in blocks.
 struct Counting;
 
 static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
+static IN_BLOCKS: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 fn grown(by: usize) {
+    IN_BLOCKS.fetch_add(block(by), SeqCst);
     PEAK.fetch_max(ALLOCATED.fetch_add(by, SeqCst) + by, SeqCst);
+}
+
+fn shrunk(by: usize) {
+    IN_BLOCKS.fetch_sub(block(by), SeqCst);
+    ALLOCATED.fetch_sub(by, SeqCst);
+}
+
+/// The block in which the server's allocator (mimalloc) puts so many bytes: of four sizes between two powers of two.
+fn block(bytes: usize) -> usize {
+    let step = (bytes.next_power_of_two() / 8).max(8);
+    bytes.next_multiple_of(step)
 }
 
 unsafe impl GlobalAlloc for Counting {
@@ -30,14 +43,14 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        ALLOCATED.fetch_sub(layout.size(), SeqCst);
+        shrunk(layout.size());
         unsafe { System.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // Both blocks may be there for a moment.
         grown(size);
-        ALLOCATED.fetch_sub(layout.size(), SeqCst);
+        shrunk(layout.size());
         unsafe { System.realloc(block, layout, size) }
     }
 }
@@ -72,9 +85,52 @@ fn dump_of(fill: impl FnOnce(&mut Bare)) -> Vec<u8> {
 // One test: another thread's allocations would count.
 #[test]
 fn memory_is_bounded() {
+    a_key_takes_little_more_than_its_bytes();
     memory_follows_what_was_read();
     values_that_move_are_not_copied();
     what_a_command_refuses_takes_no_memory();
+}
+
+/// A million keys of 16 bytes in all slots are some 60 in each; a few of the slots are enough to see what they take.
+fn a_key_takes_little_more_than_its_bytes() {
+    let keys: Vec<Vec<u8>> = (0..1_000_000)
+        .map(|n| format!("key:{n:012}").into_bytes())
+        .filter(|key| slot_of(key).number() < 256)
+        .collect();
+    for (what, value_len, most) in [("short", 16, 60), ("middling", 100, 150)] {
+        let mut bare = Bare::new();
+        let before = (ALLOCATED.load(SeqCst), IN_BLOCKS.load(SeqCst));
+        let per_key = |now: usize, before: usize| (now - before) / keys.len();
+        for key in &keys {
+            bare.run(&[b"SET", key, &vec![b'v'; value_len]]);
+        }
+        let allocated = per_key(ALLOCATED.load(SeqCst), before.0);
+        let in_blocks = per_key(IN_BLOCKS.load(SeqCst), before.1);
+        assert!(
+            allocated <= in_blocks && in_blocks <= most,
+            "{what}: {allocated} bytes, {in_blocks} in blocks"
+        );
+        // What is accounted for is near what it takes.
+        let accounted = bare.keyspace.used_memory() as usize / keys.len();
+        assert!(accounted.abs_diff(in_blocks) <= 6, "{what}: {accounted} accounted, {in_blocks} in blocks");
+
+        // Values that come and go and change their length leave little behind.
+        for (n, key) in keys.iter().enumerate() {
+            bare.run(&[b"SET", key, &vec![b'w'; value_len / 2 + n % value_len]]);
+            bare.run(&[b"EXPIRE", key, b"100"]);
+        }
+        for key in &keys {
+            bare.run(&[b"PERSIST", key]);
+            bare.run(&[b"SET", key, &vec![b'v'; value_len]]);
+        }
+        let in_blocks = per_key(IN_BLOCKS.load(SeqCst), before.1);
+        assert!(in_blocks <= most * 13 / 10, "{what}: {in_blocks} in blocks after changes");
+        for key in &keys {
+            bare.run(&[b"DEL", key]);
+        }
+        let left = per_key(IN_BLOCKS.load(SeqCst), before.1);
+        assert!(left <= 4, "{what}: {left} bytes a key are left");
+    }
 }
 
 fn values_that_move_are_not_copied() {

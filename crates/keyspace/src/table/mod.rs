@@ -9,6 +9,7 @@
 //! In hash order a table is walked from any hash on: cursors survive growth.
 
 mod access;
+mod chunks;
 mod segment;
 
 use crate::value::{Form, Value};
@@ -270,6 +271,7 @@ impl Node {
         match self {
             Node::Empty => true,
             Node::Leaf(segment) => {
+                segment.fetch();
                 let mut order: Vec<(u64, usize)> = (0..segment.len())
                     .map(|cell| (keys.of(segment.key(cell)), cell))
                     .filter(|(hash, _)| *hash >= from)
