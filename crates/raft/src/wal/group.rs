@@ -31,6 +31,8 @@ use crate::{
 
 /// What a record in the tail takes beside its payload, about.
 const TAIL_RECORD_BYTES: usize = 96;
+/// Least share of a group in the tails, unless all of them together are less.
+const TAIL_BYTES_LEAST: usize = 1 << 20;
 /// Longest read from a segment, unless one record is longer.
 const READ_BYTES: usize = 1 << 20;
 /// Largest append: far above any entry, far below what a frame's length field holds.
@@ -103,6 +105,12 @@ impl Shared {
 
     fn group(&self, id: GroupId) -> Arc<Group> {
         self.groups.lock().entry(id).or_insert_with(|| Arc::new(Group::new(id, Inner::default()))).clone()
+    }
+
+    /// How many bytes of its last entries each group keeps in memory.
+    pub(super) fn tail_share(&self) -> usize {
+        let all = self.config.tail_bytes;
+        (all / self.groups.lock().len().max(1)).max(all.min(TAIL_BYTES_LEAST))
     }
 
     /// The groups that have any state, in order.
@@ -446,11 +454,13 @@ impl Inner {
         }
     }
 
-    /// Lets go of old records that are on disk while the tail is too big.
+    /// Lets go of old records that are on disk while the tail is too big, up to the first that somebody waits for: read from
+    /// disk it would come without what the proposer wants back.
     fn shrink_tail(&mut self, limit_bytes: usize) {
         while self.tail_bytes > limit_bytes
             && let Some(record) = self.tail.front()
             && let Some(Slot::Stored(_)) = self.slot(record.index)
+            && record.local.as_ref().is_none_or(|local| Arc::strong_count(local) == 1)
         {
             self.drop_tail_front();
         }
@@ -516,7 +526,14 @@ impl GroupLog {
         }
         inner.stamp += 1;
         let stamp = inner.stamp;
-        records.iter().for_each(|record| inner.push(record.clone(), stamp));
+        let records: Vec<Record> = records
+            .into_iter()
+            .map(|record| {
+                let written = Record { local: None, ..record.clone() };
+                inner.push(record, stamp);
+                written
+            })
+            .collect();
         let request = self.request(&inner, Change::Append { records, stamp }, bytes, freed, Some(done));
         self.push(inner, Request { counted: true, ..request });
     }

@@ -54,7 +54,8 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// Something the proposer wants back when its record is applied in the same process, such as the parsed batch.
+/// Something the proposer wants back when its record is applied in the same process, such as the parsed batch. As long as the
+/// proposer has a clone of it, the record stays in memory.
 pub type Local = Arc<dyn Any + Send + Sync>;
 
 /// What is called when a request is as durable as asked, or failed. Runs on the writer thread (or on the caller's when the
@@ -131,7 +132,8 @@ pub struct WalConfig {
     /// Size of a segment file in bytes. A frame larger than this gets a segment of its own. Default 64 MiB, least 4 KiB, most 2 GiB;
     /// rounded up to a multiple of 4 KiB.
     pub segment_bytes: u64,
-    /// Payload bytes kept in memory per group, so that followers are fed without reads. Default 64 MiB.
+    /// Bytes of the last entries kept in memory, so that followers are fed without reads, all groups together: each has an equal
+    /// share, though not less than 1 MiB unless this is less, and what is waited for (see [`Local`]) beyond it. Default 8 MiB.
     pub tail_bytes: usize,
     /// Bytes of appends that may wait or be on their way to the disk, all groups together; then [`GroupLog::append`] waits.
     /// One append is always let in. Default 64 MiB.
@@ -151,7 +153,7 @@ impl Default for WalConfig {
     fn default() -> WalConfig {
         WalConfig {
             segment_bytes: 64 << 20,
-            tail_bytes: 64 << 20,
+            tail_bytes: 8 << 20,
             queue_bytes: 64 << 20,
             batch_bytes: 4 << 20,
             reserve_bytes: 256 << 20,

@@ -177,9 +177,10 @@ impl Writer {
             Err(error) => return Err((error, batch)),
         };
         let counted = batch.iter().filter(|request| request.counted).map(|request| request.bytes).sum();
+        let tail_share = self.shared.tail_share();
         for (request, placed) in batch.iter().zip(placed) {
             if let Some(Placed { first, stamp, stored }) = placed {
-                let live = request.group.store(first, stamp, &stored, self.shared.config.tail_bytes);
+                let live = request.group.store(first, stamp, &stored, tail_share);
                 stored.first().into_iter().for_each(|stored| self.segments.add_live(stored.segment, live));
             }
             request.freed.iter().for_each(|freed| self.segments.sub_live(freed.segment, freed.bytes));

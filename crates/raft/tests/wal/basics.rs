@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kvorum_raft::{
     disk::MemoryDisk,
-    wal::{GroupId, GroupState, Record},
+    wal::{GroupId, GroupState, Record, WalConfig},
 };
 
-use crate::support::{Ack, Sync, at, open, plain, record, records};
+use crate::support::{Ack, Sync, at, open, open_with, plain, record, records, small};
 
 #[test]
 fn what_was_saved_is_there_after_a_restart() {
@@ -73,4 +73,47 @@ fn a_read_is_bounded_by_bytes_but_brings_one() {
     }
     assert_eq!(group.read(0..u64::MAX, usize::MAX).unwrap().len(), 100);
     assert_eq!(group.read(100..200, 1000).unwrap().len(), 0);
+}
+
+#[test]
+fn groups_share_the_memory_for_their_last_entries() {
+    const RECORD_BYTES: usize = 64 << 10;
+    for (groups, share) in [(1, 4 << 20), (2, 2 << 20), (16, 1 << 20)] {
+        let disk = MemoryDisk::default();
+        let config =
+            WalConfig { segment_bytes: 64 << 20, tail_bytes: 4 << 20, batch_bytes: 1 << 20, ..small() };
+        let (wal, _) = open_with(&disk, config).unwrap();
+        for group in 1..=groups {
+            wal.group(GroupId(group)).append_now(vec![record(0, 1, 1)]).unwrap();
+        }
+        let group = wal.group(GroupId(1));
+        for index in 1..100 {
+            // What belongs to an entry in this process is there as long as the entry is in memory.
+            let local = Some(Arc::new(()) as Arc<dyn std::any::Any + Send + std::marker::Sync>);
+            group.append_now(vec![Record { local, ..record(index, 1, RECORD_BYTES) }]).unwrap();
+        }
+        let all = group.read(0..100, usize::MAX).unwrap();
+        let kept = all.iter().filter(|record| record.local.is_some()).count();
+        assert!((share - RECORD_BYTES..=share).contains(&(kept * RECORD_BYTES)), "{kept} of {groups} groups");
+        assert!(all[100 - kept..].iter().all(|record| record.local.is_some()), "they are the last");
+    }
+}
+
+#[test]
+fn an_entry_that_is_waited_for_stays_in_memory() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk);
+    let group = wal.group(GroupId(1));
+    let waiting: Arc<dyn std::any::Any + Send + std::marker::Sync> = Arc::new(7_u32);
+    group.append_now(vec![Record { local: Some(Arc::clone(&waiting)), ..record(0, 1, 100) }]).unwrap();
+    // Far more than the tail of 2 KiB.
+    let append = |indexes: std::ops::Range<u64>| {
+        indexes.for_each(|index| group.append_now(vec![record(index, 1, 100)]).unwrap());
+    };
+    append(1..100);
+    assert!(group.read(0..1, 0).unwrap()[0].local.is_some());
+    drop(waiting);
+    append(100..101);
+    assert!(group.read(0..1, 0).unwrap()[0].local.is_none());
+    assert_eq!(group.read(0..101, usize::MAX).unwrap().len(), 101);
 }
