@@ -6,7 +6,7 @@
 //! [uploaded](crate::upload). Reads in a batch run at their place when the entry is
 //! applied. Batches of reads alone ride with the next entry; when none is in flight they are served at once.
 
-use crate::batch::{Batch, ReplySink};
+use crate::batch::{Batch, BatchItem, ReplySink};
 use crate::checks::Checks;
 use crate::gather::{Gathering, PATIENCE};
 use crate::replica::{Pending, Replica, Waiting, local};
@@ -34,6 +34,12 @@ const ENTRIES_IN_FLIGHT: usize = 4;
 
 /// An entry takes batches until it is this large.
 const ENTRY_BYTES: usize = 256 << 10;
+
+/// Room for what an entry has beside its commands.
+const OVERHEAD_BYTES: usize = 64;
+
+/// What a command takes in an entry beside its packed form: one byte, and the number of a database below 128.
+const PART_BYTES: usize = 2;
 
 /// What an entry has room for, with some to spare.
 pub(crate) const COMMAND_BYTES: usize = kvorum_raft::ENTRY_BYTES - (64 << 10);
@@ -134,6 +140,12 @@ impl Submission {
 
     fn is_uploaded(&self) -> bool {
         matches!(self.upload, Upload::Done)
+    }
+
+    /// The writes that go into an entry as they are.
+    fn writes(&self) -> impl Iterator<Item = BatchItem<'_>> {
+        let commands = self.batch.len() - usize::from(self.is_uploaded());
+        self.batch.iter().take(commands).filter(|item| item.command.is_write())
     }
 
     fn uploaded(&mut self) {
@@ -354,15 +366,17 @@ impl Proposer {
         if submissions.is_empty() {
             return;
         }
-        let mut builder = EntryBuilder::new(self.header());
+        // The log keeps the last entries in memory, with all the room they were given.
+        let items = submissions.iter().flat_map(Submission::writes);
+        let bytes: usize = items.map(|item| item.packed.len() + PART_BYTES).sum();
+        let mut builder = EntryBuilder::with_capacity(self.header(), OVERHEAD_BYTES + bytes);
         for submission in &submissions {
             builder.needs(submission.level);
-            let commands = submission.batch.len() - usize::from(submission.is_uploaded());
-            for item in submission.batch.iter().take(commands).filter(|item| item.command.is_write()) {
+            for item in submission.writes() {
                 builder.command(item.db, item.packed);
             }
             if submission.is_uploaded() {
-                let item = submission.batch.item(commands);
+                let item = submission.batch.item(submission.batch.len() - 1);
                 builder.assembled(item.db, item.packed.len() as u64);
             }
         }
