@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
 /// Newcomers that take their turn at a time.
-const THROUGH: usize = 16;
+const THROUGH: usize = 4;
 
 /// Who was silent for so long is a newcomer again.
 const SILENCE: Duration = Duration::from_secs(1);
