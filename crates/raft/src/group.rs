@@ -272,7 +272,7 @@ impl Group {
             timing,
             inbound,
         } = parts;
-        let mut watcher = Watcher::new(lease.clone(), &raft, last_at_start);
+        let mut watcher = Watcher::new(lease.clone(), log.clone(), &raft, last_at_start);
         watcher.look();
         let status = watcher.status.subscribe();
         let stats = Arc::clone(&watcher.stats);
@@ -466,9 +466,10 @@ impl Drop for Shared {
     }
 }
 
-/// Follows a replica's metrics, tells its lease of them and publishes its status.
+/// Follows a replica's metrics, tells its lease and its log of them and publishes its status.
 struct Watcher {
     lease: Arc<Lease>,
+    log: GroupLog,
     metrics: openraft::alias::WatchReceiverOf<Types, Metrics>,
     status: watch::Sender<Arc<Status>>,
     /// Made anew only when the membership changes.
@@ -504,7 +505,7 @@ enum Recovery {
 }
 
 impl Watcher {
-    fn new(lease: Arc<Lease>, raft: &Raft, last_at_start: Option<u64>) -> Watcher {
+    fn new(lease: Arc<Lease>, log: GroupLog, raft: &Raft, last_at_start: Option<u64>) -> Watcher {
         let metrics = raft.metrics();
         let recovery = match last_at_start {
             Some(last_at_start) => Recovery::Unknown { last_at_start },
@@ -512,6 +513,7 @@ impl Watcher {
         };
         Watcher {
             lease,
+            log,
             metrics,
             status: watch::Sender::new(Arc::default()),
             membership: Membership::default(),
@@ -578,6 +580,7 @@ impl Watcher {
         if let Some(standing) = standing {
             self.lease.renew(standing);
         }
+        self.log.set_lacking(status.matched.values().min().map(|matched| matched + 1));
         self.count(&status);
         self.status.send_if_modified(|current| {
             let changed = **current != status;

@@ -33,6 +33,8 @@ use crate::{
 const TAIL_RECORD_BYTES: usize = 96;
 /// Least share of a group in the tails, unless all of them together are less.
 const TAIL_BYTES_LEAST: usize = 1 << 20;
+/// How many shares a group's tail may have for a follower that is behind.
+const SHARES_FOR_FOLLOWERS: usize = 8;
 /// Longest read from a segment, unless one record is longer.
 const READ_BYTES: usize = 1 << 20;
 /// Largest append: far above any entry, far below what a frame's length field holds.
@@ -229,6 +231,8 @@ fn signed(bytes: u64) -> i64 {
 pub(super) struct Group {
     pub(super) id: GroupId,
     inner: Mutex<Inner>,
+    /// The first entry that a follower has not got.
+    lacking: AtomicU64,
 }
 
 /// Where an entry is.
@@ -274,7 +278,7 @@ pub(super) struct Inner {
 
 impl Group {
     pub(super) fn new(id: GroupId, inner: Inner) -> Group {
-        Group { id, inner: Mutex::new(inner) }
+        Group { id, inner: Mutex::new(inner), lacking: AtomicU64::new(u64::MAX) }
     }
 
     pub(super) fn state(&self) -> GroupState {
@@ -297,7 +301,7 @@ impl Group {
                 needed += u64::from(stored.size);
             }
         }
-        inner.shrink_tail(tail_limit);
+        inner.shrink_tail(tail_limit, self.lacking.load(Ordering::Relaxed));
         needed
     }
 
@@ -454,13 +458,15 @@ impl Inner {
         }
     }
 
-    /// Lets go of old records that are on disk while the tail is too big, up to the first that somebody waits for: read from
-    /// disk it would come without what the proposer wants back.
-    fn shrink_tail(&mut self, limit_bytes: usize) {
-        while self.tail_bytes > limit_bytes
+    /// Lets go of old records that are on disk while the tail is larger than the group's share: up to the first that
+    /// somebody waits for, which read from disk would come without what the proposer wants back, and, within limits, the first that a
+    /// follower lacks.
+    fn shrink_tail(&mut self, share_bytes: usize, lacking: u64) {
+        while self.tail_bytes > share_bytes
             && let Some(record) = self.tail.front()
             && let Some(Slot::Stored(_)) = self.slot(record.index)
             && record.local.as_ref().is_none_or(|local| Arc::strong_count(local) == 1)
+            && (record.index < lacking || self.tail_bytes > SHARES_FOR_FOLLOWERS * share_bytes)
         {
             self.drop_tail_front();
         }
@@ -663,6 +669,12 @@ impl GroupLog {
     /// Purge point, last entry, vote and committed position as they were saved last, on disk or not yet.
     pub fn state(&self) -> GroupState {
         self.group.state()
+    }
+
+    /// Tells the first entry that a follower has not got; `None` when none lacks anything, or this replica has no followers. From
+    /// there on entries stay in memory, up to eight times the group's share of [`WalConfig::tail_bytes`](super::WalConfig::tail_bytes).
+    pub fn set_lacking(&self, index: Option<u64>) {
+        self.group.lacking.store(index.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// When later appends, truncations and purges are acknowledged. Not on disk: say it after each start.

@@ -133,7 +133,8 @@ pub struct WalConfig {
     /// rounded up to a multiple of 4 KiB.
     pub segment_bytes: u64,
     /// Bytes of the last entries kept in memory, so that followers are fed without reads, all groups together: each has an equal
-    /// share, though not less than 1 MiB unless this is less, and what is waited for (see [`Local`]) beyond it. Default 8 MiB.
+    /// share, though not less than 1 MiB unless this is less. Beyond it there is what is waited for (see [`Local`]) and, up to eight
+    /// shares, what a follower lacks. Default 8 MiB.
     pub tail_bytes: usize,
     /// Bytes of appends that may wait or be on their way to the disk, all groups together; then [`GroupLog::append`] waits.
     /// One append is always let in. Default 64 MiB.

@@ -117,3 +117,33 @@ fn an_entry_that_is_waited_for_stays_in_memory() {
     assert!(group.read(0..1, 0).unwrap()[0].local.is_none());
     assert_eq!(group.read(0..101, usize::MAX).unwrap().len(), 101);
 }
+
+#[test]
+fn what_a_follower_lacks_stays_in_memory_up_to_eight_shares() {
+    const RECORD_BYTES: usize = 4 << 10;
+    let disk = MemoryDisk::default();
+    let config = WalConfig { segment_bytes: 64 << 20, tail_bytes: 64 << 10, batch_bytes: 1 << 20, ..small() };
+    let (wal, _) = open_with(&disk, config).unwrap();
+    let group = wal.group(GroupId(1));
+    let append = |indexes: std::ops::Range<u64>| {
+        for index in indexes {
+            // What belongs to an entry in this process is there as long as the entry is in memory.
+            let local = Some(Arc::new(()) as Arc<dyn std::any::Any + Send + std::marker::Sync>);
+            group.append_now(vec![Record { local, ..record(index, 1, RECORD_BYTES) }]).unwrap();
+        }
+    };
+    let first_in_memory = || {
+        let all = group.read(0..u64::MAX, usize::MAX).unwrap();
+        all.iter().find(|record| record.local.is_some()).unwrap().index
+    };
+    group.set_lacking(Some(10));
+    append(0..60);
+    assert_eq!(first_in_memory(), 10);
+    // The follower is too far behind.
+    append(60..200);
+    assert!((60..90).contains(&first_in_memory()), "{}", first_in_memory());
+    // It has caught up.
+    group.set_lacking(None);
+    append(200..201);
+    assert!((185..=188).contains(&first_in_memory()), "{}", first_in_memory());
+}
