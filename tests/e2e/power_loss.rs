@@ -72,11 +72,16 @@ async fn a_minority_comes_back_under_new_ids_beside_clients_that_go_on() -> Resu
         replaced(&mut cluster, &before).await?;
         assert!(ids_on(&cluster, number)?.iter().all(|id| *id > 9), "seed {seed}");
         audit(&cluster, &ledger, seed).await;
-        // The port is where it was, and what is behind it is the new replica.
-        let shown = cluster.connect(number, 0).await?.call(&["CLUSTER", "NODES"]).await?;
-        let shown = shown.text().context("CLUSTER NODES is text")?;
-        assert!(shown.lines().any(|line| line.contains("myself")), "seed {seed}: {shown}");
-        assert!(!shown.contains("disconnected"), "seed {seed}: {shown}");
+        // The port is where it was, and what is behind it is the new replica; the server hears of its stage a moment after others did.
+        cluster
+            .wait("the new replicas are shown as connected", async |cluster: &mut Cluster| {
+                let shown = cluster.connect(number, 0).await?.call(&["CLUSTER", "NODES"]).await?;
+                let shown = shown.text().context("CLUSTER NODES is text")?;
+                ensure!(shown.lines().any(|line| line.contains("myself")), "seed {seed}: {shown}");
+                ensure!(!shown.contains("disconnected"), "seed {seed}: {shown}");
+                Ok(())
+            })
+            .await?;
     }
     // Killed on the same boot nobody is in doubt.
     let before: Vec<_> = (1..=3).map(|number| ids_on(&cluster, number)).collect::<Result<_>>()?;
