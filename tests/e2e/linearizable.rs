@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use kvorum_testkit::check::register::{Verdict, check, unknown_percent, with_a_stale_read};
 use kvorum_testkit::history::{Action, Ending, Operation, Recorder, save};
 use kvorum_testkit::random::Random;
-use kvorum_testkit::workload::registers;
+use kvorum_testkit::workload::Registers;
 use kvorum_testkit::{Cluster, Shape, binary};
 
+/// At least so many operations are judged.
 const OPERATIONS: usize = 24_000;
 const KEYS: u64 = 400;
 const READ_PERCENT: u64 = 60;
@@ -20,14 +21,12 @@ async fn registers_are_linearizable_while_leaders_die() -> Result<()> {
     let mut cluster = Cluster::start(Shape::default()).await?;
     let recorder = Recorder::default();
     let clients = (0..12).map(|_| cluster.client()).collect();
-    let work = tokio::spawn({
-        let (recorder, mut random) = (recorder.clone(), random.fork());
-        async move { registers(&recorder, clients, OPERATIONS, KEYS, READ_PERCENT, &mut random).await }
-    });
+    let work = Registers::start(&recorder, clients, KEYS, READ_PERCENT, &mut random);
 
+    // The clients go on until the last leader is back, however fast they are: every death lies inside the history.
     let mut kills = 0;
-    for part in [1, 3] {
-        reach(&recorder, OPERATIONS * part / 5).await;
+    for _ in 0..2 {
+        reach(&recorder, recorder.len() + OPERATIONS / 5).await;
         let shard = random.below(3) as u16;
         let victim = cluster.server_of(&cluster.leader(shard).await?);
         cluster.kill(victim)?;
@@ -36,12 +35,12 @@ async fn registers_are_linearizable_while_leaders_die() -> Result<()> {
             "linearizable: killed server {victim}, leader of shard {shard}, after {} operations",
             recorder.len()
         );
-        reach(&recorder, OPERATIONS * (part + 1) / 5).await;
+        reach(&recorder, recorder.len() + OPERATIONS / 5).await;
         cluster.spawn(victim)?;
         cluster.ready().await?;
     }
-    let still_running = recorder.len() < OPERATIONS;
-    work.await?;
+    reach(&recorder, OPERATIONS.max(recorder.len() + OPERATIONS / 5)).await;
+    work.stop().await;
     let history = recorder.history();
 
     let reads =
@@ -51,12 +50,7 @@ async fn registers_are_linearizable_while_leaders_die() -> Result<()> {
         "linearizable: {} operations, {reads} reads, {unknown:.3} % unknown, {kills} leader kills, seed {seed}",
         history.len()
     );
-    assert!(still_running, "the kills came after the operations: nothing was proved");
-    assert!(
-        history.len() >= 20_000 && 2 * reads >= history.len(),
-        "{} operations, {reads} reads",
-        history.len()
-    );
+    assert!(2 * reads >= history.len(), "{} operations, {reads} reads", history.len());
     assert!(unknown <= 1.0, "{unknown} % unknown");
 
     judge(&history, seed)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -164,56 +164,81 @@ pub async fn read_back(client: &mut Client, ledger: &Ledger) -> BTreeMap<String,
     found
 }
 
-/// Register clients: `count` of them share `operations` operations on `keys` keys, `read_percent` of them reads.
-/// Ends when all operations have ended. Values are unique over the run.
-///
-/// # Panics
-/// When a server answers what no register answers.
-pub async fn registers(
-    recorder: &Recorder,
-    clients: Vec<Client>,
-    operations: usize,
-    keys: u64,
-    read_percent: u64,
-    random: &mut Random,
-) {
-    let left = Arc::new(std::sync::atomic::AtomicUsize::new(operations));
-    let next_value = Arc::new(std::sync::atomic::AtomicU64::new(1));
-    let mut tasks = Vec::new();
-    for (number, mut client) in clients.into_iter().enumerate() {
-        let (recorder, left, next_value) = (recorder.clone(), left.clone(), next_value.clone());
-        let mut random = random.fork();
-        tasks.push(tokio::spawn(async move {
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
-                let key = random.below(keys);
-                let name = format!("register:{key}");
-                let read = random.chance(read_percent);
-                let action = if read {
-                    Action::Read
-                } else {
-                    Action::Write(next_value.fetch_add(1, Ordering::Relaxed))
-                };
-                let start_ns = recorder.now_ns();
-                let outcome = match action {
-                    Action::Read => client.call(&["GET", &name]).await,
-                    Action::Write(value) => client.call(&["SET", &name, &value.to_string()]).await,
-                };
-                let ending = match (action, outcome) {
-                    (Action::Read, Outcome::Ok(Value::Null)) => Ending::Ok(None),
-                    (Action::Read, Outcome::Ok(Value::Bulk(bytes))) => {
-                        let text = String::from_utf8_lossy(&bytes);
-                        Ending::Ok(Some(text.parse().unwrap_or_else(|_| panic!("{name} holds {text:?}"))))
-                    }
-                    (Action::Write(_), Outcome::Ok(Value::Status(text))) if text == "OK" => Ending::Ok(None),
-                    (_, Outcome::Ok(other)) => panic!("{action:?} of {name} answered {other}"),
-                    (_, Outcome::Refused(_)) => Ending::Fail,
-                    (_, Outcome::Unknown(_)) => Ending::Info,
-                };
-                recorder.record(number as u32, key, action, start_ns, ending);
-            }
-        }));
+/// Register clients at work.
+#[derive(Debug)]
+pub struct Registers {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Registers {
+    /// Starts the clients, each with one operation after another on one of `keys` keys, `read_percent` of them reads.
+    /// What they do goes to the recorder. Values are unique over the run.
+    pub fn start(
+        recorder: &Recorder,
+        clients: Vec<Client>,
+        keys: u64,
+        read_percent: u64,
+        random: &mut Random,
+    ) -> Registers {
+        let stop = Arc::new(AtomicBool::new(false));
+        let next_value = Arc::new(AtomicU64::new(1));
+        let start = |(number, client)| {
+            let (recorder, stop, next_value, mut random) =
+                (recorder.clone(), stop.clone(), next_value.clone(), random.fork());
+            tokio::spawn(async move {
+                let mut client = Register { number, client, recorder, next_value };
+                while !stop.load(Ordering::Relaxed) {
+                    client.operate(random.below(keys), random.chance(read_percent)).await;
+                }
+            })
+        };
+        let tasks = (0..).zip(clients).map(start).collect();
+        Registers { stop, tasks }
     }
-    for task in tasks {
-        task.await.expect("a register client panicked");
+
+    /// Lets every client finish what it is at.
+    ///
+    /// # Panics
+    /// When a server answered what no register answers.
+    pub async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.expect("a register client panicked");
+        }
+    }
+}
+
+struct Register {
+    number: u32,
+    client: Client,
+    recorder: Recorder,
+    next_value: Arc<AtomicU64>,
+}
+
+impl Register {
+    async fn operate(&mut self, key: u64, read: bool) {
+        let name = format!("register:{key}");
+        let action = match read {
+            true => Action::Read,
+            false => Action::Write(self.next_value.fetch_add(1, Ordering::Relaxed)),
+        };
+        let start_ns = self.recorder.now_ns();
+        let outcome = match action {
+            Action::Read => self.client.call(&["GET", &name]).await,
+            Action::Write(value) => self.client.call(&["SET", &name, &value.to_string()]).await,
+        };
+        let ending = match (action, outcome) {
+            (Action::Read, Outcome::Ok(Value::Null)) => Ending::Ok(None),
+            (Action::Read, Outcome::Ok(Value::Bulk(bytes))) => {
+                let text = String::from_utf8_lossy(&bytes);
+                Ending::Ok(Some(text.parse().unwrap_or_else(|_| panic!("{name} holds {text:?}"))))
+            }
+            (Action::Write(_), Outcome::Ok(Value::Status(text))) if text == "OK" => Ending::Ok(None),
+            (_, Outcome::Ok(other)) => panic!("{action:?} of {name} answered {other}"),
+            (_, Outcome::Refused(_)) => Ending::Fail,
+            (_, Outcome::Unknown(_)) => Ending::Info,
+        };
+        self.recorder.record(self.number, key, action, start_ns, ending);
     }
 }
