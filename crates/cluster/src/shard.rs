@@ -58,6 +58,11 @@ pub trait Witness {
 
     /// The `n`-th command was not run and has no reply.
     fn refused(&mut self, n: usize, refusal: Refusal);
+
+    /// Who runs a [lengthy](Command::is_lengthy) command: calls what it is given, once.
+    fn runner(&self) -> fn(&mut dyn FnMut()) {
+        |work| work()
+    }
 }
 
 /// Nobody waits for the replies: what followers apply with.
@@ -356,6 +361,7 @@ impl ShardMachine {
         let Run::Write(run) = command.run else { return Err(EntryError::NotAWrite(name())) };
         command.check_arity(args).map_err(|_| EntryError::WrongArity(name()))?;
 
+        let runner = command.is_lengthy().then(|| witness.runner());
         let sink = witness.sink(n, self);
         if let Err(refusal) = self.check_ownership(command, args) {
             witness.refused(n, refusal);
@@ -367,7 +373,15 @@ impl ShardMachine {
         let outcome = if header.out_of_memory && command.flags.has(Flags::DENYOOM) {
             Err(OUT_OF_MEMORY)
         } else {
-            run(&mut self.keyspace.writer(db, self.clock_ms, seed), args, sink)
+            let mut writer = self.keyspace.writer(db, self.clock_ms, seed);
+            match runner {
+                None => run(&mut writer, args, sink),
+                Some(runner) => {
+                    let mut outcome = Ok(());
+                    runner(&mut || outcome = run(&mut writer, args, sink));
+                    outcome
+                }
+            }
         };
         if let Err(error) = outcome {
             sink.error(error.text());

@@ -141,8 +141,12 @@ pub(crate) fn random_hex<const BYTES: usize>(environment: &Environment) -> Strin
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Writes beside, syncs, renames over, syncs the folder.
+/// Writes beside, syncs, renames over, syncs the folder. The disk may take its time.
 pub(crate) fn write_durably(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    kvorum_raft::give_way(|| write_beside(disk, path, bytes))
+}
+
+fn write_beside(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("tmp");
     match disk.remove(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

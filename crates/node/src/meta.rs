@@ -4,7 +4,7 @@
 use crate::views::Views;
 use kvorum_cluster::{MetaCommand, MetaError, MetaMachine, ServerId, Topology};
 use kvorum_raft::meta_store::MetaStore;
-use kvorum_raft::{Committed, Fatal, Group, Image, Machine, ProposeError};
+use kvorum_raft::{Committed, Fatal, Group, Image, Machine, ProposeError, give_way};
 use parking_lot::Mutex;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -34,7 +34,8 @@ impl MetaReplica {
     fn publish(&self, topology: Arc<Topology>) {
         let bytes = serde_json::to_vec(&*topology).expect("a topology is plain data");
         // The cache only shortens a restart; the meta group's log is what counts.
-        if let Err(error) = self.store.put(CACHED_TOPOLOGY, &bytes).and_then(|()| self.store.flush()) {
+        let cache = || self.store.put(CACHED_TOPOLOGY, &bytes).and_then(|()| self.store.flush());
+        if let Err(error) = give_way(cache) {
             warn!(%error, "cannot cache the topology");
         }
         self.views.learn_topology(topology);

@@ -7,15 +7,14 @@ use crate::platform::Observer;
 use crate::proposer::Submission;
 use crate::stopwatch::{Stopwatch, tell_if_slow};
 use bytes::Bytes;
-use kvorum_cluster::{Refusal, ReplicaId, ShardId, ShardMachine, ShardSnapshot, Unwitnessed, Witness};
+use kvorum_cluster::{Refusal, ReplicaId, ShardId, ShardMachine, ShardSnapshot, Witness};
 use kvorum_keyspace::{NullSink, Sink};
-use kvorum_raft::{Committed, Fatal, Image, Local, Machine};
+use kvorum_raft::{Committed, Fatal, Image, Local, Machine, give_way};
 use parking_lot::{Mutex, RwLock};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
-use tokio::runtime::RuntimeFlavor;
 use tokio::sync::Notify;
 
 /// Commands read under one hold of the lock: apply waits no longer than these take.
@@ -38,16 +37,6 @@ impl Pending {
 
 /// Running a write of this size takes as long as an election may wait.
 const HEAVY_BYTES: u64 = 16 << 20;
-
-/// Does long work without keeping the tasks waiting that this thread would run next.
-fn give_way<R>(work: impl FnOnce() -> R) -> R {
-    let flavor = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
-    if flavor.is_ok_and(|flavor| flavor == RuntimeFlavor::MultiThread) {
-        tokio::task::block_in_place(work)
-    } else {
-        work()
-    }
-}
 
 /// State and clock of one replica.
 pub(crate) struct Replica {
@@ -182,7 +171,7 @@ impl Replica {
         let mut machine = self.machine.write();
         let data: &Bytes = entry.data;
         match &mut submissions {
-            None => machine.apply(entry.index, entry.term, data, &mut Unwitnessed),
+            None => machine.apply(entry.index, entry.term, data, &mut Unanswered::default()),
             Some(submissions) => {
                 let mut replies = Replies::new(submissions);
                 let outcome = machine.apply(entry.index, entry.term, data, &mut replies);
@@ -380,7 +369,9 @@ impl<'a> Replies<'a> {
                 if batch.item(self.command).command.is_write() {
                     return;
                 }
-                if let Err(refusal) = read_one(machine, batch, self.command, machine.clock_ms(), &mut **out) {
+                let mut read = || read_one(machine, batch, self.command, machine.clock_ms(), &mut **out);
+                let lengthy = batch.item(self.command).command.is_lengthy();
+                if let Err(refusal) = if lengthy { give_way(read) } else { read() } {
                     refuse(&mut **out, refusal);
                 }
                 if let Some(since) = self.since {
@@ -393,6 +384,22 @@ impl<'a> Replies<'a> {
             self.batch += 1;
             self.command = 0;
         }
+    }
+}
+
+/// Applies what nobody here waits for.
+#[derive(Default)]
+struct Unanswered(NullSink);
+
+impl Witness for Unanswered {
+    fn sink(&mut self, _: usize, _: &ShardMachine) -> &mut dyn Sink {
+        &mut self.0
+    }
+
+    fn refused(&mut self, _: usize, _: Refusal) {}
+
+    fn runner(&self) -> fn(&mut dyn FnMut()) {
+        |work| give_way(work)
     }
 }
 
@@ -412,6 +419,10 @@ impl Witness for Replies<'_> {
         if let Some(submission) = self.submissions.get_mut(self.batch) {
             refuse(&mut *submission.out, refusal);
         }
+    }
+
+    fn runner(&self) -> fn(&mut dyn FnMut()) {
+        |work| give_way(work)
     }
 }
 

@@ -47,6 +47,7 @@ pub use host::{Host, HostConfig, HostError, Timing};
 pub use lease::{LEASE_MARGIN_PERCENT, NotLeased};
 pub use machine::{Committed, Fatal, Image, Machine};
 pub use membership::MembershipError;
+pub use runtime::give_way;
 pub use snapshot::{SnapshotConfig, SnapshotError, SnapshotStats};
 pub use transport::{
     Append, Connector, ENTRY_BYTES, FRAME_BYTES, Identity, Inbound, Link, LinkError, LocalNetwork,

@@ -147,7 +147,7 @@ settings! {
     enable_debug_command: DebugCommand = DebugCommand::Local,
     /// Threads that serve clients; 0 for one per CPU [default: 0]
     client_threads: u16 = 0,
-    /// Threads that run replication, apart from those of the clients; 0 for one per two CPUs, at least two
+    /// Threads that run replication, apart from those of the clients; 0 for one per two CPUs
     /// [default: 0]
     raft_threads: u16 = 0,
     /// How log lines look: `human` or `json` [default: human]

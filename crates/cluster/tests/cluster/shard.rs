@@ -622,3 +622,40 @@ fn chunks_that_are_no_command_stop_the_replica() {
     assert_eq!(shard.apply(entry), Err(EntryError::NoCommand));
     assert_eq!(shard.apply(at(START_MS)), Err(EntryError::Stopped));
 }
+
+/// Counts what it is asked to run.
+struct Ran(Unwitnessed);
+
+static RUN: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+impl Witness for Ran {
+    fn sink(&mut self, _: usize, _: &ShardMachine) -> &mut dyn Sink {
+        &mut self.0
+    }
+
+    fn refused(&mut self, _: usize, _: Refusal) {}
+
+    fn runner(&self) -> fn(&mut dyn FnMut()) {
+        |work| {
+            RUN.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            work();
+        }
+    }
+}
+
+#[test]
+fn the_witness_runs_what_may_take_long_and_nothing_else() {
+    let mut machine = ShardMachine::new();
+    let mut entry = at(START_MS);
+    entry.configure(&configure());
+    machine.apply(0, 1, &entry.finish(), &mut Unwitnessed).unwrap();
+    for (index, command, run) in
+        [(1, "SET a 1", 0), (2, "MSET {a}b 1 {a}c 2", 0), (3, "DEBUG POPULATE 10", 1)]
+    {
+        let mut entry = at(START_MS);
+        entry.command(0, &packed(&words(command)));
+        machine.apply(index, 1, &entry.finish(), &mut Ran(Unwitnessed)).unwrap();
+        assert_eq!(RUN.load(std::sync::atomic::Ordering::Relaxed), run, "{command}");
+    }
+    assert_eq!(read(&machine, "DBSIZE", START_MS).unwrap(), ":13");
+}

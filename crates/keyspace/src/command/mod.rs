@@ -240,6 +240,14 @@ impl Command {
         matches!(self.run, Run::Read(_))
     }
 
+    /// Whether it may take so long that whoever runs it should let others go on with what waits behind it.
+    pub fn is_lengthy(&self) -> bool {
+        match self.run {
+            Run::Write(_) => self.flags.has(Flags::ADMIN),
+            _ => !self.flags.has(Flags::FAST),
+        }
+    }
+
     /// All ACL categories in Redis's order, each with its `@`.
     pub fn acl_categories(&self) -> impl Iterator<Item = &'static str> + use<'_> {
         const ORDER: [&str; 21] = [

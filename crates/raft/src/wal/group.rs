@@ -792,7 +792,8 @@ impl Shared {
             let file =
                 file.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the segment was dropped"))?;
             let span = (to.offset - from.offset + to.size) as usize;
-            let buf = Bytes::from(read_exact_at(&*file, span, from.offset.into())?);
+            let read = || read_exact_at(&*file, span, from.offset.into());
+            let buf = Bytes::from(crate::give_way(read)?);
             for place in places {
                 let start = (place.offset - from.offset) as usize;
                 let bytes = buf.slice(start..start + place.size as usize);

@@ -247,7 +247,7 @@ fn client_threads(config: &Config) -> usize {
 
 fn raft_threads(config: &Config) -> usize {
     match config.raft_threads {
-        0 => (cpus() / 2).max(2),
+        0 => (cpus() / 2).max(1),
         n => usize::from(n),
     }
 }
