@@ -218,6 +218,9 @@ pub enum InitializeError {
 /// under way, which it receives before it takes over.
 const TRANSFER_LAG: u64 = 128;
 
+/// Between two looks whether the answers of a round are there; openraft has said that they are, so this is rare.
+const ANSWER_PAUSE: Duration = Duration::from_millis(1);
+
 /// A replica on this server. Clones are the same replica, which runs until [`Group::shutdown`] or [`Host::shutdown`](crate::Host::shutdown), whether or not there
 /// are handles.
 #[derive(Clone)]
@@ -354,9 +357,26 @@ impl Group {
 
     /// Confirms with a majority that this replica leads, and waits until everything that was committed by then is
     /// applied; a read after that is linearizable without any lease.
+    ///
+    /// openraft asks the followers, says up to which entry they may have acknowledged something, and waits until that is applied. That they
+    /// answered in this round is for the lease to say: openraft may take the late reply to an older append for an answer.
     pub async fn read_index(&self) -> Result<(), ReadError> {
+        let lease = &self.shared.lease;
+        let (asked, Some(term)) = (lease.now(), lease.leads()) else {
+            return Err(ReadError::NotLeader { leader: self.shared.status.borrow().leader });
+        };
         match self.shared.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-            Ok(_) => Ok(()),
+            Ok(_) => loop {
+                match lease.confirmed(term, asked) {
+                    Some(true) => return Ok(()),
+                    Some(false) if lease.now() > asked + self.shared.timing.lease() => {
+                        return Err(ReadError::NoQuorum);
+                    }
+                    // The answers to what openraft sent are on their way.
+                    Some(false) => tokio::time::sleep(ANSWER_PAUSE).await,
+                    None => return Err(ReadError::NotLeader { leader: None }),
+                }
+            },
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Err(ReadError::NotLeader { leader: leader_to_ask(&forward) })
             }

@@ -267,6 +267,26 @@ impl Lease {
         }
     }
 
+    /// The term in which this replica leads, by the vote that is stored.
+    pub(crate) fn leads(&self) -> Option<u64> {
+        let facts = self.facts.lock();
+        facts.vote.map(|vote| vote.term).filter(|term| facts.vote == Some(self.own(*term)))
+    }
+
+    /// Whether a majority acknowledged, in this term, what was sent at `since` or after it; `None` when this replica does not lead in
+    /// that term any more. As with the lease, the time counts at which a request was sent, not what openraft concludes from positions.
+    pub(crate) fn confirmed(&self, term: u64, since: Duration) -> Option<bool> {
+        let facts = self.facts.lock();
+        if facts.vote != Some(self.own(term)) {
+            return None;
+        }
+        let of_term = facts
+            .standing
+            .as_ref()
+            .is_some_and(|standing| standing.term == term && standing.membership >= facts.membership);
+        Some(of_term && self.quorum_sent(&facts).is_some_and(|sent| sent >= since))
+    }
+
     /// How long ago the last request was sent that a majority acknowledged. `None` when this replica does not lead, when
     /// nothing was acknowledged yet, or for a sole voter.
     pub(crate) fn quorum_age(&self) -> Option<Duration> {
@@ -363,6 +383,33 @@ mod tests {
         acknowledged(&lease, 1200);
         assert_eq!(lease.check(), Ok(()));
         assert_eq!(lease.ages(), BTreeMap::from([(2, Duration::from_millis(280))]));
+    }
+
+    #[test]
+    fn a_round_is_confirmed_by_what_was_sent_in_it_alone() {
+        let ms = Duration::from_millis;
+        let (_, lease) = leader();
+        assert_eq!(lease.leads(), Some(5));
+        acknowledged(&lease, 1500);
+        assert_eq!(lease.confirmed(5, ms(1500)), Some(false), "nothing is known of the voters");
+        lease.renew(standing());
+        assert_eq!(
+            lease.confirmed(5, ms(1501)),
+            Some(false),
+            "the reply to a request from before the round counted"
+        );
+        assert_eq!(lease.confirmed(5, ms(1500)), Some(true));
+        lease.membership_appended(9);
+        assert_eq!(lease.confirmed(5, ms(1500)), Some(false), "the old membership counted");
+        lease.renew(Standing { membership: 9, ..standing() });
+        assert_eq!(lease.confirmed(5, ms(1500)), Some(true));
+        // Given up is the lease, not the leadership.
+        lease.give_up(5);
+        assert_eq!(lease.confirmed(5, ms(1500)), Some(true));
+        lease.vote_saved(Ballot { term: 6, replica: 2, committed: false });
+        assert_eq!((lease.confirmed(5, ms(1500)), lease.leads()), (None, None));
+        lease.vote_saved(Ballot { term: 7, replica: 1, committed: true });
+        assert_eq!((lease.confirmed(5, ms(1500)), lease.leads()), (None, Some(7)), "another term of its own");
     }
 
     #[test]
