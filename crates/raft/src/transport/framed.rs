@@ -97,7 +97,7 @@ pub(super) async fn is_framed(stream: &TcpStream) -> io::Result<bool> {
 pub(super) async fn accept(
     mut stream: TcpStream,
     check: impl FnOnce(&Open) -> Result<(), String>,
-) -> Result<(Connection, Lane), String> {
+) -> Result<(Connection, Open), String> {
     let mut magic = [0; MAGIC.len()];
     let reading = tokio::time::timeout(GREETING_TIMEOUT, stream.read_exact(&mut magic));
     reading.await.map_err(|_| "no greeting".to_owned())?.map_err(|error| error.to_string())?;
@@ -110,7 +110,7 @@ pub(super) async fn accept(
         _ => check(&open),
     };
     connection.outbox.push(&Opened { refused: checked.clone().err().unwrap_or_default() });
-    checked.map(|()| (connection, open.lane()))
+    checked.map(|()| (connection, open))
 }
 
 impl Connection {
@@ -308,13 +308,13 @@ mod tests {
         let opening = tokio::spawn(async move { open(stream, &greeting).await });
         let (accepted, _) = listener.accept().await.unwrap();
         assert!(is_framed(&accepted).await.unwrap());
-        let (accepted, lane) = accept(accepted, |open| {
+        let (accepted, open) = accept(accepted, |open| {
             assert_eq!((open.cluster.as_str(), open.from, open.to), ("c", 1, 2));
             Ok(())
         })
         .await
         .unwrap();
-        assert_eq!(lane, Lane::Append);
+        assert_eq!(open.lane(), Lane::Append);
         (opening.await.unwrap().unwrap(), accepted)
     }
 

@@ -12,7 +12,10 @@ use kvorum_proto::{peer, raft as wire};
 use openraft::{RaftTypeConfig, raft::AppendEntriesRequest};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
 
 use crate::{
     lease::VoteGate,
@@ -32,20 +35,26 @@ const STREAM_QUEUE: usize = 256;
 const PARTIAL_REQUESTS: usize = 256;
 
 /// Who this server is, for peers to check. Unknown until the server belongs to a cluster.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Identity {
-    known: RwLock<(u64, Arc<str>)>,
+    known: watch::Sender<(u64, Arc<str>)>,
+}
+
+impl Default for Identity {
+    fn default() -> Identity {
+        Identity { known: watch::Sender::new((0, "".into())) }
+    }
 }
 
 impl Identity {
     /// Server id (0 when unknown) and cluster id (empty when unknown).
     pub fn get(&self) -> (u64, Arc<str>) {
-        self.known.read().clone()
+        self.known.borrow().clone()
     }
 
     /// Sets both.
     pub fn set(&self, server: u64, cluster: &str) {
-        *self.known.write() = (server, cluster.into());
+        self.known.send_replace((server, cluster.into()));
     }
 
     /// Whether a request for `server` of `cluster` (unknown: 0, empty) may be meant for this server; if not, why.
@@ -60,8 +69,16 @@ impl Identity {
         Err(format!("this is server {me} of cluster {here}, not server {server} of cluster {cluster}"))
     }
 
+    /// Ends when what was meant for `server` of `cluster` is no longer meant for this server: it has become another one. Says so.
+    pub(crate) async fn refuses(&self, server: u64, cluster: &str) -> String {
+        let mut known = self.known.subscribe();
+        // Fails only when the sender is gone, and `self` has it.
+        let _ = known.wait_for(|_| !self.accepts(server, cluster)).await;
+        self.check(server, cluster).err().unwrap_or_default()
+    }
+
     fn accepts(&self, server: u64, cluster: &str) -> bool {
-        let known = self.known.read();
+        let known = self.known.borrow();
         let same_server = server == 0 || known.0 == 0 || server == known.0;
         let same_cluster = cluster.is_empty() || known.1.is_empty() || *cluster == *known.1;
         same_server && same_cluster
@@ -249,7 +266,15 @@ pub(crate) struct AppendSession<R> {
     /// By group and replica.
     streams: HashMap<(u64, u64), GroupStream>,
     /// By request number.
-    partial: HashMap<u64, BytesMut>,
+    partial: HashMap<u64, Partial>,
+}
+
+/// A request of which a part has arrived.
+struct Partial {
+    group: u64,
+    to: u64,
+    stream: u64,
+    bytes: BytesMut,
 }
 
 /// A stream of appends into one group.
@@ -275,19 +300,24 @@ impl<R: Replies> AppendSession<R> {
         let append = match content {
             Some(Content::Append(append)) => append,
             Some(Content::Part(part)) => {
-                self.collect(number, &part)?;
+                self.collect((group, to, stream), number, &part)?;
                 return Ok(());
             }
             Some(Content::LastPart(part)) => {
-                self.collect(number, &part)?;
-                let whole = self.partial.remove(&number).unwrap_or_default().freeze();
-                wire::AppendRequest::decode(whole)
+                self.collect((group, to, stream), number, &part)?;
+                let whole = self.partial.remove(&number).map(|partial| partial.bytes.freeze());
+                wire::AppendRequest::decode(whole.unwrap_or_default())
                     .map_err(|error| SessionError::Malformed(error.to_string()))?
             }
             None => return Err(SessionError::Malformed("no content".to_owned())),
         };
         let append = append_from_wire(append).map_err(|error| SessionError::Malformed(error.to_string()))?;
         if self.streams.get(&(group, to)).is_none_or(|current| current.number != stream) {
+            // Who gave up on a group that does not answer, for its disk is stuck, is not to fill it with one attempt after the other.
+            if self.streams.get(&(group, to)).is_some_and(GroupStream::is_unanswered) {
+                self.reply(number, refused("the stream before is still to be answered"));
+                return Ok(());
+            }
             let Some(replica) = self.inbound.find(group, to) else {
                 self.reply(number, refused(format_args!("replica {to} of group {group} is not here")));
                 return Ok(());
@@ -301,15 +331,33 @@ impl<R: Replies> AppendSession<R> {
             self.reply(number, refused("the stream has ended"));
             return Ok(());
         }
-        unanswered.numbers.push_back(number);
-        current.requests.try_send(append).map_err(|_| SessionError::Overrun)
+        match current.requests.try_send(append) {
+            Ok(()) => unanswered.numbers.push_back(number),
+            Err(TrySendError::Full(_)) => return Err(SessionError::Overrun),
+            // It is ending: after a conflict, or because the replica goes.
+            Err(TrySendError::Closed(_)) => {
+                drop(unanswered);
+                self.reply(number, refused("the stream has ended"));
+            }
+        }
+        Ok(())
     }
 
-    fn collect(&mut self, number: u64, part: &Bytes) -> Result<(), SessionError> {
-        if self.partial.len() >= PARTIAL_REQUESTS && !self.partial.contains_key(&number) {
-            return Err(SessionError::Overrun);
+    fn collect(
+        &mut self,
+        (group, to, stream): (u64, u64, u64),
+        number: u64,
+        part: &Bytes,
+    ) -> Result<(), SessionError> {
+        if !self.partial.contains_key(&number) {
+            // What the stream before began is not continued.
+            self.partial.retain(|_, other| (other.group, other.to) != (group, to) || other.stream == stream);
+            if self.partial.len() >= PARTIAL_REQUESTS {
+                return Err(SessionError::Overrun);
+            }
         }
-        let whole = self.partial.entry(number).or_default();
+        let begun = || Partial { group, to, stream, bytes: BytesMut::new() };
+        let whole = &mut self.partial.entry(number).or_insert_with(begun).bytes;
         if whole.len() + part.len() > APPEND_BYTES {
             return Err(SessionError::Overrun);
         }
@@ -330,6 +378,12 @@ impl GroupStream {
         let answers = replica.raft.stream_append(tokio_stream::wrappers::ReceiverStream::new(queue));
         tokio::spawn(relay(answers, unanswered.clone(), replies));
         GroupStream { number, requests, unanswered }
+    }
+
+    /// Whether answers are still to come.
+    fn is_unanswered(&self) -> bool {
+        let unanswered = self.unanswered.lock();
+        !unanswered.ended && !unanswered.numbers.is_empty()
     }
 }
 
@@ -361,5 +415,78 @@ where
         if !replies.send(peer::Reply { request, append }).await {
             break;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peer::frame::Content;
+
+    use super::*;
+
+    fn frame(stream: u64, request: u64, content: Content) -> peer::Frame {
+        peer::Frame { group: 1, to: 2, stream, request, content: Some(content) }
+    }
+
+    fn append() -> Content {
+        let vote = Some(wire::Vote { term: 1, replica: 1, committed: true });
+        Content::Append(wire::AppendRequest { vote, ..Default::default() })
+    }
+
+    fn session() -> (AppendSession<mpsc::Sender<peer::Reply>>, mpsc::Receiver<peer::Reply>) {
+        let (replies, replied) = mpsc::channel(16);
+        (Inbound::default().session(replies), replied)
+    }
+
+    /// A stream into group 1 whose requests go where the receiver is.
+    fn stream(number: u64, waiting: &[u64]) -> (GroupStream, mpsc::Receiver<AppendEntriesRequest<Types>>) {
+        let (requests, queue) = mpsc::channel(STREAM_QUEUE);
+        let unanswered = Unanswered { numbers: waiting.iter().copied().collect(), ended: false };
+        (GroupStream { number, requests, unanswered: Arc::new(Mutex::new(unanswered)) }, queue)
+    }
+
+    fn refusal(replied: &mut mpsc::Receiver<peer::Reply>, number: u64) -> String {
+        let reply = replied.try_recv().unwrap();
+        assert_eq!(reply.request, number);
+        format!("{:?}", reply.append)
+    }
+
+    #[test]
+    fn parts_of_a_stream_that_was_given_up_are_let_go() {
+        let (mut session, _replied) = session();
+        let part = |bytes: usize| Content::Part(vec![0; bytes].into());
+        for request in 0..10 {
+            session.feed(frame(1, request, part(1000))).unwrap();
+        }
+        session.feed(peer::Frame { group: 9, ..frame(1, 10, part(1000)) }).unwrap();
+        assert_eq!(session.partial.len(), 11);
+        session.feed(frame(2, 11, part(10))).unwrap();
+        session.feed(frame(2, 11, part(10))).unwrap();
+        assert_eq!(session.partial.len(), 2, "another group's, and what has begun");
+        assert_eq!(session.partial[&11].bytes.len(), 20);
+    }
+
+    #[test]
+    fn no_stream_is_opened_while_the_one_before_is_to_be_answered() {
+        let (mut session, mut replied) = session();
+        let (stuck, mut queue) = stream(1, &[5]);
+        session.streams.insert((1, 2), stuck);
+        session.feed(frame(2, 6, append())).unwrap();
+        assert!(refusal(&mut replied, 6).contains("still to be answered"));
+        assert!(queue.try_recv().is_err());
+        session.streams[&(1, 2)].unanswered.lock().numbers.clear();
+        session.feed(frame(2, 7, append())).unwrap();
+        assert!(refusal(&mut replied, 7).contains("is not here"), "another one is looked for");
+    }
+
+    #[test]
+    fn the_end_of_one_stream_is_not_that_of_the_connection() {
+        let (mut session, mut replied) = session();
+        let (ending, queue) = stream(1, &[5]);
+        drop(queue);
+        session.streams.insert((1, 2), ending);
+        session.feed(frame(1, 6, append())).unwrap();
+        assert!(refusal(&mut replied, 6).contains("has ended"));
+        assert_eq!(session.streams[&(1, 2)].unanswered.lock().numbers, [5], "it is refused once");
     }
 }

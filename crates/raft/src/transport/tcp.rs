@@ -483,9 +483,10 @@ async fn receive(stream: TcpStream, inbound: Inbound) -> Option<TcpStream> {
     let identity = inbound.identity();
     let accepting = framed::accept(stream, |open| identity.check(open.to, &open.cluster));
     match accepting.await {
-        Ok((connection, lane)) => {
+        Ok((connection, open)) => {
             let reason = tokio::select! {
-                reason = serve(connection, lane, &inbound) => reason,
+                reason = serve(connection, open.lane(), &inbound) => reason,
+                reason = identity.refuses(open.to, &open.cluster) => reason,
                 () = inbound.closed() => "closing".to_owned(),
             };
             tracing::debug!(reason, "a connection of a peer ended");
@@ -500,7 +501,9 @@ async fn serve(connection: framed::Connection, lane: LaneKind, inbound: &Inbound
     if lane == LaneKind::Append {
         // The session and its streams end with the connection.
         let mut session = inbound.session(outbox);
-        let take = |message| {
+        let take = |message: Bytes| {
+            // Entries are kept, and each would keep the buffer that it was read into, with what else came in it.
+            let message = Bytes::copy_from_slice(&message);
             let frame = Frame::decode(message).map_err(|error| error.to_string())?;
             session.feed(frame).map_err(|error| error.to_string())
         };
@@ -631,6 +634,34 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         second_runs.shutdown_background();
+    }
+
+    #[tokio::test]
+    async fn what_was_meant_for_nobody_in_particular_ends_when_the_server_becomes_somebody_else() {
+        let served = Inbound::default();
+        let (address, runs) = serve(&served);
+        let inbound = Inbound::default();
+        inbound.identity().set(1, "a");
+        let transport = TcpTransport::new(TcpConfig::default());
+        transport.start(inbound);
+        let link = transport.link(2, &address.to_string());
+        let ask = || {
+            let request = peer::ControlRequest { group: 1, to: 1, request: None };
+            link.control(request, Duration::from_secs(1))
+        };
+        ask().await.unwrap();
+        served.identity().set(2, "a");
+        ask().await.unwrap();
+        served.identity().set(2, "b");
+        let mut tries = 0;
+        while ask().await.is_ok() {
+            tries += 1;
+            assert!(tries < 100, "a server of another cluster answers");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(ask().await.is_err(), "it answers again");
+        runs.shutdown_background();
     }
 
     #[test]
