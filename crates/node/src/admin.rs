@@ -10,6 +10,7 @@ use kvorum_cluster::{
 use kvorum_proto::admin::admin_server::{Admin, AdminServer};
 use kvorum_proto::admin::{self as rpc, admin_client};
 use kvorum_raft::{Connector, Environment, Role};
+use prost::Message;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 /// Every call to another server ends by then.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -546,7 +547,6 @@ impl Node {
     pub async fn answer(&self, call: Call) -> Result<Answer, String> {
         match call {
             Call::Adopt(request) => self.answer_adopt(request).await.map(Answer::Adopt),
-            Call::Announce(request) => self.answer_announce(&request).map(Answer::Announce),
             Call::Replace(request) => self.answer_replace(request).await.map(Answer::Replace),
             Call::Joined(request) => self.answer_joined(request).await.map(Answer::Joined),
         }
@@ -566,6 +566,16 @@ impl Node {
         };
         self.adopt(membership).await.map_err(|error| error.to_string())?;
         Ok(rpc::AdoptReply {})
+    }
+
+    /// Answers the announcements of other servers from now on.
+    pub(crate) fn take_announcements(&self) {
+        let node = Arc::downgrade(&self.0);
+        self.0.host.take_notes(Arc::new(move |note| {
+            let node = Node(node.upgrade().ok_or("stopped")?);
+            let request = rpc::AnnounceRequest::decode(note).map_err(|error| error.to_string())?;
+            node.answer_announce(&request).map(|reply| reply.encode_to_vec().into())
+        }));
     }
 
     fn answer_announce(&self, request: &rpc::AnnounceRequest) -> Result<rpc::AnnounceReply, String> {
@@ -635,14 +645,6 @@ impl Admin for AdminService {
         let status = self.cluster_status().await?;
         let json = serde_json::to_string(&status).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(rpc::StatusReply { json }))
-    }
-
-    async fn announce(
-        &self,
-        request: Request<rpc::AnnounceRequest>,
-    ) -> Result<Response<rpc::AnnounceReply>, Status> {
-        let reply = self.node.answer_announce(&request.into_inner());
-        Ok(Response::new(reply.map_err(Status::failed_precondition)?))
     }
 
     async fn transfer(
@@ -734,13 +736,16 @@ impl Announcer {
                 notes: node.notes(),
             };
             let asked = node.now();
-            match node.contact().call(to, &addr, Call::Announce(request), ANNOUNCE_TIMEOUT).await {
-                Ok(Answer::Announce(reply)) => {
+            let note = node.0.host.note(to.0, &addr, request.encode_to_vec().into(), ANNOUNCE_TIMEOUT).await;
+            let reply = note.and_then(|note| {
+                rpc::AnnounceReply::decode(note).map_err(|error| format!("malformed: {error}"))
+            });
+            match reply {
+                Ok(reply) => {
                     node.hear(to);
                     node.learn_leaders(&reply.leaders, Some(asked));
                     node.learn_notes(to, reply.feature_level, &reply.notes);
                 }
-                Ok(other) => warn!(to = to.0, ?other, "an answer to another question"),
                 Err(error) => debug!(to = to.0, error, "announcement not answered"),
             }
         }

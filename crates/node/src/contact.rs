@@ -10,6 +10,7 @@ use kvorum_proto::admin::{self as rpc, admin_client};
 use kvorum_raft::Connector;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
 
@@ -18,8 +19,6 @@ use tonic::transport::Channel;
 pub enum Call {
     /// Gives a virgin server its place in a cluster.
     Adopt(rpc::AdoptRequest),
-    /// Tells who leads, and asks the same.
-    Announce(rpc::AnnounceRequest),
     /// Asks the leader of the meta group for a new replica in the place of one.
     Replace(rpc::ReplaceRequest),
     /// Tells the leader of the meta group that a replica has joined.
@@ -31,8 +30,6 @@ pub enum Call {
 pub enum Answer {
     /// To [`Call::Adopt`].
     Adopt(rpc::AdoptReply),
-    /// To [`Call::Announce`].
-    Announce(rpc::AnnounceReply),
     /// To [`Call::Replace`].
     Replace(rpc::ReplaceReply),
     /// To [`Call::Joined`].
@@ -54,12 +51,12 @@ pub trait Contact: Send + Sync + 'static {
 /// Asks over gRPC; one connection to each server, looked up again whenever it is made anew.
 pub(crate) struct GrpcContact {
     connector: Connector,
-    channels: Mutex<BTreeMap<ServerId, (String, Channel)>>,
+    channels: Arc<Mutex<BTreeMap<ServerId, (String, Channel)>>>,
 }
 
 impl GrpcContact {
     pub(crate) fn new(connector: Connector) -> GrpcContact {
-        GrpcContact { connector, channels: Mutex::default() }
+        GrpcContact { connector, channels: Arc::default() }
     }
 
     fn channel(&self, to: ServerId, addr: &str) -> Result<Channel, String> {
@@ -85,14 +82,12 @@ impl Contact for GrpcContact {
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Answer, String>> {
         let channel = self.channel(to, addr);
+        let channels = Arc::clone(&self.channels);
         let asking = async move {
             let mut client = admin_client::AdminClient::new(channel?);
             let answer = match call {
                 Call::Adopt(request) => {
                     client.adopt(request).await.map(|reply| Answer::Adopt(reply.into_inner()))
-                }
-                Call::Announce(request) => {
-                    client.announce(request).await.map(|reply| Answer::Announce(reply.into_inner()))
                 }
                 Call::Replace(request) => {
                     client.replace(request).await.map(|reply| Answer::Replace(reply.into_inner()))
@@ -103,8 +98,15 @@ impl Contact for GrpcContact {
             };
             answer.map_err(|status| status.message().to_owned())
         };
-        tokio::time::timeout(timeout, asking)
-            .map(|outcome| outcome.unwrap_or_else(|_| Err("no answer in time".to_owned())))
+        let asking = tokio::time::timeout(timeout, asking);
+        asking
+            .map(move |outcome| {
+                outcome.unwrap_or_else(|_| {
+                    // The connection may be dead without anybody having been told: the next call makes another.
+                    channels.lock().remove(&to);
+                    Err("no answer in time".to_owned())
+                })
+            })
             .boxed()
     }
 }

@@ -191,7 +191,7 @@ impl Node {
         let snapshots = SnapshotConfig { dir: config.dir.join("snapshots"), ..config.snapshots.clone() };
         let host_config = HostConfig { server, cluster, timing, snapshots };
         let host = Host::start(host_config, wal.clone(), Arc::clone(transport), environment.clone())?;
-        Ok(Node(Arc::new(Inner {
+        let node = Node(Arc::new(Inner {
             config,
             identity: Mutex::new(identity),
             platform,
@@ -208,7 +208,9 @@ impl Node {
             runtime: Mutex::new(None),
             handle: tokio::runtime::Handle::current(),
             stopping: AtomicBool::new(false),
-        })))
+        }));
+        node.take_announcements();
+        Ok(node)
     }
 
     /// Takes up the place in the cluster that the identity names, if there is one.

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use kvorum_proto::peer::peer_server::PeerServer;
+use bytes::Bytes;
+use kvorum_proto::peer::{self, peer_server::PeerServer};
 use openraft::{Config, SnapshotPolicy, async_runtime::WatchReceiver};
 use openraft_rt::AsyncRuntime;
 use parking_lot::Mutex;
@@ -21,7 +22,7 @@ use crate::{
     network::Network,
     runtime::Runtime,
     snapshot::{self, Managed, SnapshotConfig, SnapshotStore, Snapshots},
-    transport::{Inbound, PeerIncoming, PeerService, Replica, Transport},
+    transport::{Inbound, NoteTaker, PeerIncoming, PeerService, Replica, Transport},
     wal::{GroupId, SyncMode, Wal},
 };
 
@@ -163,6 +164,32 @@ impl Host {
     /// Tells who this server is, once it belongs to a cluster: requests for other servers or clusters are refused.
     pub fn identify(&self, server: u64, cluster: &str) {
         self.shared.inbound.identity().set(server, cluster);
+    }
+
+    /// Who answers the notes of other servers ([`Host::note`]); the first one that is given.
+    pub fn take_notes(&self, taker: NoteTaker) {
+        self.shared.inbound.take_notes(taker);
+    }
+
+    /// Sends a note to another server of the cluster, which does not wait behind entries, and brings what it says to it.
+    ///
+    /// # Errors
+    /// A text. Whether the note arrived is unknown then.
+    pub async fn note(
+        &self,
+        server: u64,
+        addr: &str,
+        note: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, String> {
+        use peer::{control_reply::Reply, control_request::Request};
+        let request = peer::ControlRequest { group: 0, to: 0, request: Some(Request::Note(note)) };
+        let reply = self.shared.transport.link(server, addr).control(request, timeout).await;
+        match reply.map_err(|error| error.to_string())?.reply {
+            Some(Reply::Note(note)) => Ok(note),
+            Some(Reply::Silent(reason)) => Err(reason),
+            _ => Err("an answer to another question".to_owned()),
+        }
     }
 
     /// What arrives at the peer port: serves what peers of this server's groups say over bare byte streams, and is a stream of all

@@ -51,7 +51,8 @@ pub use runtime::give_way;
 pub use snapshot::{SnapshotConfig, SnapshotError, SnapshotStats};
 pub use transport::{
     Append, Connector, ENTRY_BYTES, FRAME_BYTES, Identity, Inbound, Link, LinkError, LocalNetwork,
-    LocalTransport, PeerIncoming, PeerService, PendingReply, TcpConfig, TcpTransport, Transport, Weather,
+    LocalTransport, NoteTaker, PeerIncoming, PeerService, PendingReply, TcpConfig, TcpTransport, Transport,
+    Weather,
 };
 pub use types::Member;
 pub use wal::{GroupId, Local, SyncMode};

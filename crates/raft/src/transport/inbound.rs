@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -95,11 +95,15 @@ pub(crate) struct Replica {
 /// The replicas here, by group and replica id.
 type Replicas = HashMap<(u64, u64), Arc<Replica>>;
 
+/// Answers a note of another server, or says why not.
+pub type NoteTaker = Arc<dyn Fn(Bytes) -> Result<Bytes, String> + Send + Sync>;
+
 /// Takes requests of peers to the replicas of this server. Clones share everything.
 #[derive(Clone, Default)]
 pub struct Inbound {
     identity: Arc<Identity>,
     replicas: Arc<RwLock<Replicas>>,
+    note_taker: Arc<OnceLock<NoteTaker>>,
     closed: watch::Sender<bool>,
 }
 
@@ -107,6 +111,11 @@ impl Inbound {
     /// Who this server is.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Who answers notes; the first one that is given.
+    pub(crate) fn take_notes(&self, taker: NoteTaker) {
+        let _ = self.note_taker.set(taker);
     }
 
     pub(crate) fn insert(&self, group: u64, replica: u64, entry: Replica) {
@@ -143,12 +152,17 @@ impl Inbound {
     /// Answers a control request.
     pub async fn control(&self, request: peer::ControlRequest) -> peer::ControlReply {
         let peer::ControlRequest { group, to, request } = request;
+        use peer::{control_reply::Reply, control_request::Request};
         let reply = match (self.find(group, to), request) {
+            (_, Some(Request::Note(note))) => match self.note_taker.get() {
+                Some(taker) => taker(note).map(Reply::Note),
+                None => Err("nobody takes notes here".to_owned()),
+            },
             (Some(replica), Some(request)) => answer(&replica, request).await,
             (None, _) => Err(format!("replica {to} of group {group} is not here")),
             (_, None) => Err("malformed control request".to_owned()),
         };
-        let reply = reply.unwrap_or_else(peer::control_reply::Reply::Silent);
+        let reply = reply.unwrap_or_else(Reply::Silent);
         peer::ControlReply { reply: Some(reply) }
     }
 
@@ -217,6 +231,7 @@ async fn answer(
             };
             Ok(Reply::Transfer(wire::TransferReply { refused }))
         }
+        Request::Note(_) => Err("notes are not for a group".to_owned()),
     }
 }
 

@@ -31,7 +31,7 @@ use kvorum_proto::{peer, raft};
 use tokio::sync::oneshot;
 
 pub use connect::Connector;
-pub use inbound::{Identity, Inbound};
+pub use inbound::{Identity, Inbound, NoteTaker};
 pub use local::{LocalNetwork, LocalTransport, Weather};
 pub use tcp::{PeerIncoming, PeerService, TcpConfig, TcpTransport};
 

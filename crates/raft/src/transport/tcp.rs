@@ -85,8 +85,8 @@ pub struct TcpTransport {
     config: TcpConfig,
     connector: Connector,
     inbound: OnceLock<Inbound>,
-    /// By server; the newest address counts.
-    links: Mutex<HashMap<u64, Arc<TcpLink>>>,
+    /// By server and address.
+    links: Mutex<HashMap<(u64, String), Arc<TcpLink>>>,
 }
 
 impl TcpTransport {
@@ -110,7 +110,9 @@ impl Transport for TcpTransport {
 
     fn link(&self, server: u64, addr: &str) -> Arc<dyn Link> {
         let mut links = self.links.lock();
-        if let Some(link) = links.get(&server).filter(|link| link.target.addr == addr) {
+        // A link to an old address goes when nobody else holds it any more.
+        links.retain(|(other, old), link| *other != server || old == addr || Arc::strong_count(link) > 1);
+        if let Some(link) = links.get(&(server, addr.to_owned())) {
             return link.clone();
         }
         let inbound = self.inbound.get().cloned().unwrap_or_default();
@@ -122,8 +124,7 @@ impl Transport for TcpTransport {
             inbound,
         };
         let link = Arc::new(TcpLink::open(target));
-        // A link to an old address goes with the last client that holds it.
-        links.insert(server, link.clone());
+        links.insert((server, addr.to_owned()), link.clone());
         link
     }
 
