@@ -28,7 +28,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { heartbeat_ms: 100, election_min_ms: 300, election_max_ms: 600 }
+        Timing { heartbeat_ms: 100, election_min_ms: 150, election_max_ms: 500 }
     }
 }
 

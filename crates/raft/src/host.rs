@@ -31,9 +31,9 @@ use crate::{
 pub struct Timing {
     /// Milliseconds between heartbeats, which are also given that long to be answered. Default 100.
     pub heartbeat_ms: u64,
-    /// Shortest time without a leader, after the lease of the last one, before a replica campaigns, milliseconds. Default 300.
+    /// Shortest time without a leader, after the lease of the last one, before a replica campaigns, milliseconds. Default 150.
     pub election_min_ms: u64,
-    /// Longest such time; also the lease. Default 600.
+    /// Longest such time; also the lease. Default 500.
     pub election_max_ms: u64,
     /// A leader without a majority is silent and sends heartbeats in turns of this length, milliseconds; at least
     /// twice the longest election time-out. Default 1200.
@@ -42,7 +42,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing { heartbeat_ms: 100, election_min_ms: 300, election_max_ms: 600, quorum_loss_probe_ms: 1200 }
+        Timing { heartbeat_ms: 100, election_min_ms: 150, election_max_ms: 500, quorum_loss_probe_ms: 1200 }
     }
 }
 

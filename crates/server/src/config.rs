@@ -84,10 +84,11 @@ settings! {
     read_mode: ReadMode = ReadMode::Lease,
     /// Time between two heartbeats of a leader, in milliseconds [default: 100]
     heartbeat_ms: u64 = 100,
-    /// A follower that heard no leader for at least this long may call an election [default: 300]
-    election_timeout_min_ms: u64 = 300,
-    /// … and for at most this long; also the length of a leader's lease [default: 600]
-    election_timeout_max_ms: u64 = 600,
+    /// When a leader's lease is over and it is not heard, a follower waits for at least this long before it calls an election
+    /// [default: 150]
+    election_timeout_min_ms: u64 = 150,
+    /// … and for at most this long; also the length of a leader's lease [default: 500]
+    election_timeout_max_ms: u64 = 500,
     /// A write that no majority confirmed for this long is answered with -UNKNOWN, in milliseconds
     /// [default: 5000]
     write_timeout_ms: u64 = 5000,
@@ -394,10 +395,10 @@ impl Config {
         if !(10..=10_000).contains(&self.heartbeat_ms) {
             return refuse("heartbeat-ms", format!("{} is not in 10..=10000", self.heartbeat_ms));
         }
-        let least = 2 * self.heartbeat_ms;
+        let least = self.heartbeat_ms * 3 / 2;
         if self.election_timeout_min_ms < least || self.election_timeout_min_ms > 60_000 {
             let why = format!(
-                "{} is not in {least}..=60000 (at least two heartbeats)",
+                "{} is not in {least}..=60000 (at least one and a half heartbeats)",
                 self.election_timeout_min_ms
             );
             return refuse("election-timeout-min-ms", why);
@@ -556,7 +557,7 @@ mod tests {
         assert_eq!(config.http(), Some("127.0.0.1:7199".parse().unwrap()));
         assert_eq!(config.read_mode, ReadMode::Lease);
         let timing = (config.heartbeat_ms, config.election_timeout_min_ms, config.election_timeout_max_ms);
-        assert_eq!(timing, (100, 300, 600));
+        assert_eq!(timing, (100, 150, 500));
     }
 
     #[test]
@@ -680,11 +681,11 @@ mod tests {
             ("base-port = 0", "base-port: 0 is not in 1..=65436"),
             ("base-port = 65437", "base-port: 65437 is not in"),
             ("heartbeat-ms = 9", "heartbeat-ms: 9 is not in 10..=10000"),
-            ("election-timeout-min-ms = 199", "election-timeout-min-ms: 199 is not in 200..=60000"),
-            ("election-timeout-max-ms = 300", "election-timeout-max-ms: 300 is not above"),
+            ("election-timeout-min-ms = 149", "election-timeout-min-ms: 149 is not in 150..=60000"),
+            ("election-timeout-max-ms = 150", "election-timeout-max-ms: 150 is not above"),
             ("write-timeout-ms = 99", "write-timeout-ms: 99 is not in"),
             ("failover-hold-ms = 600001", "failover-hold-ms: 600001 is above"),
-            ("stale-read-limit-ms = 599", "stale-read-limit-ms: 599 is below election-timeout-max-ms (600)"),
+            ("stale-read-limit-ms = 499", "stale-read-limit-ms: 499 is below election-timeout-max-ms (500)"),
             ("maxclients = 0", "maxclients: must be at least 1"),
             ("client-threads = 2000", "client-threads: 2000 is above 1024"),
             ("raft-threads = 2000", "raft-threads: 2000 is above 1024"),
