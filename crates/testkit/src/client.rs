@@ -4,7 +4,7 @@
 //! connection could be made. The first time it cannot be certain it stops and says so. It never sends a command a
 //! second time once the command may have run, which is what the promises of the server are measured against.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -94,6 +94,7 @@ pub struct Client {
     /// Who did not answer, and when: asked again only later, or when nobody else is left.
     silent: HashMap<String, Instant>,
     next_seed: usize,
+    refusals: BTreeMap<String, usize>,
 }
 
 /// For how long an address that did not answer is passed over.
@@ -112,6 +113,7 @@ impl Client {
             connections: HashMap::new(),
             silent: HashMap::new(),
             next_seed: 0,
+            refusals: BTreeMap::new(),
         }
     }
 
@@ -132,6 +134,22 @@ impl Client {
         self.patience
     }
 
+    /// How often it was refused, though it may have gone on to succeed: by the error's first word, or `no connection`. Redirects to another
+    /// server are not among them.
+    pub fn refusals(&self) -> &BTreeMap<String, usize> {
+        &self.refusals
+    }
+
+    fn note_refusal(&mut self, why: &str) {
+        let code = why.split(' ').next().unwrap_or_default();
+        let kind = match code {
+            "MOVED" | "ASK" => return,
+            code if code.chars().all(|c| c.is_ascii_uppercase()) => code,
+            _ => "no connection",
+        };
+        *self.refusals.entry(kind.to_owned()).or_default() += 1;
+    }
+
     /// Runs a command whose first key is its second word; a command without one goes to any server.
     pub async fn call<A: AsRef<[u8]>>(&mut self, argv: &[A]) -> Outcome {
         let slot = usize::from(argv.get(1).map_or(0, |key| slot_of(key.as_ref())));
@@ -146,6 +164,7 @@ impl Client {
                 Outcome::Refused(why) => why,
                 certain => return certain,
             };
+            self.note_refusal(&why);
             let moved = why.strip_prefix("MOVED ").and_then(|rest| rest.split_once(' '));
             if let Some((moved_slot, to)) = moved {
                 if moved_slot.parse() == Ok(slot) && to != addr {
@@ -356,6 +375,8 @@ mod tests {
     async fn refusals_are_retried_while_patience_lasts() {
         let down = "-CLUSTERDOWN The cluster is down\r\n".to_owned();
         let addr = server(vec![down.clone(), down, "+OK\r\n".to_owned()]).await;
-        assert_eq!(impatient(addr).call(&["SET", "k", "v"]).await, Outcome::Ok(Value::ok()));
+        let mut client = impatient(addr);
+        assert_eq!(client.call(&["SET", "k", "v"]).await, Outcome::Ok(Value::ok()));
+        assert_eq!(client.refusals(), &BTreeMap::from([("CLUSTERDOWN".to_owned(), 2)]));
     }
 }

@@ -16,7 +16,7 @@
 //! | `soak load` | full load for long, without an error or an election |
 //! | `fuzz differential` | random commands on a cluster and on a real Redis |
 //! | `fuzz bytes` | random bytes for the request decoder and the session |
-//! | `failover` | how long writes pause when a leader dies, and that none is lost |
+//! | `failover` | what clients notice when a leader is killed, paused, cut off or hands over, beside Redis Cluster and Sentinel |
 
 #![allow(clippy::print_stdout, reason = "a task talks to the person who runs it")]
 
@@ -61,7 +61,8 @@ enum Task {
     /// Random input
     #[command(subcommand)]
     Fuzz(Fuzz),
-    /// Kills leaders under writes; prints how long writes pause; fails when one is lost or the median is above 2 s
+    /// Kills, pauses and cuts off leaders and has them hand over, beside Redis Cluster and Sentinel; fails when a write is lost, a read is stale, or
+    /// writes resume too late
     Failover(failover::Args),
 }
 

@@ -15,6 +15,7 @@
 //! What is compared runs in turns, round by round, on the same machine, so that a disturbance meets all of them. Everything shares
 //! the machine: servers, replicas and the load. Figures of one machine say little about another; ratios say more.
 
+pub(crate) mod availability;
 pub(crate) mod cluster;
 mod figures;
 pub(crate) mod idle;

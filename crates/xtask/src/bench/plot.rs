@@ -10,7 +10,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::figures::Spread;
 
 /// Told apart by people who see fewer colours, too (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
+pub(super) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 0, 0),
     RGBColor(0, 114, 178),
     RGBColor(86, 180, 233),
@@ -21,7 +21,7 @@ const COLOURS: [RGBColor; 6] = [
 const SIZE: (u32, u32) = (960, 480);
 /// How much higher a plot of bars is than its highest one, for the legend.
 const ROOM: f64 = 1.3;
-const FONT: &str = "sans-serif";
+pub(super) const FONT: &str = "sans-serif";
 
 /// Bars in groups, each with a line from the lowest to the highest.
 pub(super) struct Bars<'a> {
@@ -167,7 +167,7 @@ fn percent(nines: f64) -> String {
     format!("{:.decimals$}", 100.0 * (1.0 - 10f64.powf(-nines)))
 }
 
-fn legend<'a, D, X, Y>(
+pub(super) fn legend<'a, D, X, Y>(
     chart: &mut ChartContext<'a, D, Cartesian2d<X, Y>>,
     position: SeriesLabelPosition,
 ) -> Result<(), DrawingAreaErrorKind<D::ErrorType>>
