@@ -134,10 +134,16 @@ pub fn cannot_leave(topology: &Topology, server: ServerId, with_fewer: bool) -> 
     if others.is_empty() {
         return Some("it is the last server".to_owned());
     }
+    let goes = |replica: &&Replica| {
+        let tenure = tenure(topology, replica);
+        replica.server == server || matches!(tenure, Tenure::Leaving | Tenure::LeavingWithFewer)
+    };
     let mut homeless =
         topology.shards.iter().filter(|shard| shard.replica_on(server).is_some()).filter(|shard| {
-            let has_room = others.iter().any(|&other| shard.replica_on(other).is_none());
-            !has_room && (!with_fewer || shard.members().count() == 1)
+            // Others may be on their way to the same places.
+            let rooms = others.iter().filter(|&&other| shard.replica_on(other).is_none()).count();
+            let needed = shard.members().filter(goes).count();
+            rooms < needed && (!with_fewer || shard.members().count() == 1)
         });
     homeless.next().map(|shard| {
         let replicas = shard.members().count();

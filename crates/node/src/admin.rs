@@ -487,7 +487,7 @@ impl AdminService {
             peer: peer.unwrap_or_default(),
             rebalance: request.rebalance,
         };
-        let server_id = self.node.pass_on_change(Change::Add(add)).await?.server;
+        let server_id = self.node.change(Change::Add(add)).await?.server;
         let adopt = rpc::AdoptRequest { cluster_id, server_id, joins: true, ..Default::default() };
         client.adopt(adopt).await.map_err(|error| error.to_string())?;
         info!(server = server_id, addr = request.addr, "server taken into the cluster");
@@ -828,7 +828,7 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let reply = match request.change {
             // An operator may ask anybody.
-            Some(change) if request.from_server == 0 => self.node.pass_on_change(change).await,
+            Some(change) if request.from_server == 0 => self.node.change(change).await,
             _ => self.node.answer_change(request).await,
         };
         Ok(Response::new(reply.map_err(Status::failed_precondition)?))

@@ -157,6 +157,15 @@ fn who_has_no_other_place_stays_unless_fewer_will_do() {
 }
 
 #[test]
+fn two_do_not_leave_for_one_place() {
+    let four = joined(&created(3, 3, 3), Tenure::Settled);
+    assert_eq!(cannot_leave(&four, ServerId(1), false), None);
+    let leaving = with_tenure(&four, 1, Tenure::Leaving);
+    assert!(cannot_leave(&leaving, ServerId(2), false).is_some());
+    assert_eq!(cannot_leave(&leaving, ServerId(1), false), None, "asked again");
+}
+
+#[test]
 fn who_is_away_is_made_up_for_where_there_is_room() {
     let away = |topology: &Topology| with_tenure(&down(topology, 2), 2, Tenure::Away);
     assert_eq!(due(&away(&created(3, 3, 3)), 2), [], "there is no other server");

@@ -161,8 +161,11 @@ impl Node {
         }
     }
 
-    /// Asks the leader of the meta group, whoever asks here.
-    pub(crate) async fn pass_on_change(&self, change: Change) -> Result<rpc::ChangeReply, String> {
+    /// Has the leader of the meta group change who is in the cluster, or what lives where.
+    ///
+    /// # Errors
+    /// The reason for the person who asked.
+    pub async fn change(&self, change: Change) -> Result<rpc::ChangeReply, String> {
         let view = self.view().ok_or("this server belongs to no cluster")?;
         let from_server = self.server().server_id.map_or(0, |id| id.0);
         let cluster_id = view.topology.cluster_id.clone();

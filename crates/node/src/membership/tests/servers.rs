@@ -23,7 +23,7 @@ impl Town {
 
     async fn change(&self, asked: u64, change: Change) -> Result<u64, String> {
         let (node, environment) = self.process(asked);
-        let asking = environment.spawn(async move { node.pass_on_change(change).await });
+        let asking = environment.spawn(async move { node.change(change).await });
         asking.await.unwrap().map(|reply| reply.server)
     }
 
