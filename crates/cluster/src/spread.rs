@@ -138,13 +138,13 @@ pub fn cannot_leave(topology: &Topology, server: ServerId, with_fewer: bool) -> 
         let tenure = tenure(topology, replica);
         replica.server == server || matches!(tenure, Tenure::Leaving | Tenure::LeavingWithFewer)
     };
-    let mut homeless =
-        topology.shards.iter().filter(|shard| shard.replica_on(server).is_some()).filter(|shard| {
-            // Others may be on their way to the same places.
-            let rooms = others.iter().filter(|&&other| shard.replica_on(other).is_none()).count();
-            let needed = shard.members().filter(goes).count();
-            rooms < needed && (!with_fewer || shard.members().count() == 1)
-        });
+    let mut homeless = topology.shards.iter().filter(|shard| {
+        // Others may be on their way to the same places, and to this server.
+        let rooms = others.iter().filter(|&&other| shard.replica_on(other).is_none()).count();
+        let needed = shard.members().filter(goes).count();
+        let gives_up = with_fewer && shard.replica_on(server).is_some() && shard.members().count() > 1;
+        rooms < needed && !gives_up
+    });
     homeless.next().map(|shard| {
         let replicas = shard.members().count();
         format!("every other server has one of the {replicas} replicas of shard {} already", shard.id)

@@ -163,6 +163,7 @@ fn two_do_not_leave_for_one_place() {
     let leaving = with_tenure(&four, 1, Tenure::Leaving);
     assert!(cannot_leave(&leaving, ServerId(2), false).is_some());
     assert_eq!(cannot_leave(&leaving, ServerId(1), false), None, "asked again");
+    assert!(cannot_leave(&leaving, ServerId(4), false).is_some(), "it is the place");
 }
 
 #[test]
