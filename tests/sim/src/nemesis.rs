@@ -6,10 +6,10 @@
 //! In some runs operators are at work meanwhile ([`Restless`]): servers join, leave, lose their disks, stay away.
 
 use crate::judge::Judge;
-use crate::operator::{Operator, topology};
+use crate::operator::{Operator, PATIENCE, topology};
 use crate::server::{Directory, Machine, machine_at};
 use crate::trace::{Trace, say};
-use kvorum_cluster::{Durability, ServerId, Stage, Topology};
+use kvorum_cluster::{Durability, ServerId, ShardId, Stage, Topology};
 use kvorum_raft::LocalNetwork;
 use kvorum_raft::disk::{Fault, MemoryDisk};
 use kvorum_testkit::random::Random;
@@ -49,6 +49,8 @@ enum Later {
     Island(u32),
     /// A server is killed and starts again.
     Stumble(u64),
+    /// A server is cut off from all others.
+    Isolate(u64),
     /// A server loses its disk, and the leader of its shard is cut off.
     Wipe(u64),
 }
@@ -67,6 +69,8 @@ pub(crate) struct Nemesis {
     scheduled: u64,
     /// With `quorum-memory`, no second server loses power before this.
     power_holds_until: Instant,
+    /// Nothing new goes wrong before this.
+    calm_until: Instant,
     /// Processes that ended by themselves: the server, and which of its starts it was.
     failed: mpsc::UnboundedSender<(u64, u64)>,
     failures: mpsc::UnboundedReceiver<(u64, u64)>,
@@ -94,6 +98,7 @@ impl Nemesis {
             closing: Arc::default(),
             machines: machines.len() as u64,
             random: Random::new(seed ^ 0x6f70_6572_6174_6f72),
+            patience: PATIENCE,
         };
         Nemesis {
             machines,
@@ -107,6 +112,7 @@ impl Nemesis {
             schedule: BTreeMap::new(),
             scheduled: 0,
             power_holds_until: Instant::now(),
+            calm_until: Instant::now(),
             failed,
             failures,
             faults: BTreeMap::new(),
@@ -156,7 +162,7 @@ impl Nemesis {
             }
             (Restless::Wiped, _) if !self.faults.contains_key("wipe") => {
                 let shard = topology.shards.first()?;
-                let leader = self.leader();
+                let leader = self.leader_of(shard.id)?;
                 let followers =
                     shard.replicas.iter().filter_map(|replica| machine_of(&topology, replica.server));
                 let followers: Vec<u64> = followers.filter(|machine| *machine != leader).collect();
@@ -186,11 +192,7 @@ impl Nemesis {
         let (shard, coming) =
             topology.all_replicas().find(|(_, replica)| replica.stage == Stage::Incoming)?;
         let coming = machine_of(&topology, coming.server)?;
-        let leads = |machine: &&Machine| {
-            let here = machine.process.as_ref().and_then(|process| process.node.shard(shard.id));
-            here.is_some_and(|shard| shard.serves())
-        };
-        let leader = self.machines.values().find(leads)?.id;
+        let leader = self.leader_of(shard.id)?;
         say!(self.trace, "nemesis: {leader} and {coming} on an island");
         for other in self.servers().into_iter().filter(|other| ![leader, coming].contains(other)) {
             self.network.cut(other, leader);
@@ -203,6 +205,15 @@ impl Nemesis {
         Some(())
     }
 
+    /// The machine that leads a shard.
+    fn leader_of(&self, shard: ShardId) -> Option<u64> {
+        let leads = |machine: &&Machine| {
+            let here = machine.process.as_ref().and_then(|process| process.node.shard(shard));
+            here.is_some_and(|shard| shard.serves())
+        };
+        Some(self.machines.values().find(leads)?.id)
+    }
+
     async fn wipe(&mut self, number: u64) {
         let Some(machine) = self.machines.get_mut(&number) else { return };
         let server = machine.process.as_ref().and_then(|process| process.node.server().server_id);
@@ -212,11 +223,14 @@ impl Nemesis {
         machine.disk = MemoryDisk::default();
         machine.store = Arc::default();
         self.resume(number);
+        // Who was behind is back, and who has everything is away, for long.
         self.network.heal();
-        let leader = self.leader();
+        self.schedule.retain(|_, later| !matches!(later, Later::Heal));
+        let leader = self.leader_of(ShardId(0)).unwrap_or(number);
         say!(self.trace, "nemesis: {number} loses its disk, leader {leader} is cut off");
         self.network.isolate(leader);
-        self.later(2500, 5000, Later::Heal);
+        self.later(4000, 6000, Later::Heal);
+        self.calm_until = Instant::now() + Duration::from_secs(4);
         self.set_delays(number, 0, 3);
         self.start(number).await;
         let operator = self.operator();
@@ -389,6 +403,7 @@ impl Nemesis {
                 self.kill(server);
                 self.later(0, 40, Later::Start(server));
             }
+            Later::Isolate(server) => self.network.isolate(server),
             Later::Wipe(server) => self.wipe(server).await,
             Later::PowerLoss(server) => {
                 self.lose_power(server);
@@ -404,6 +419,9 @@ impl Nemesis {
     }
 
     async fn begin_fault(&mut self) {
+        if Instant::now() < self.calm_until {
+            return;
+        }
         if self.restless != Restless::Not && self.random.below(3) == 0 {
             if let Some(name) = self.operate() {
                 *self.faults.entry(name).or_default() += 1;
@@ -523,6 +541,11 @@ impl Nemesis {
                 if let Some(process) = self.directory.get(leader) {
                     let environment = process.environment.clone();
                     environment.spawn(async move { process.node.hand_over().await });
+                }
+                // Who hands over does not hear what came of it.
+                if self.random.below(2) == 0 {
+                    self.later(0, 30, Later::Isolate(leader));
+                    self.later(500, 2000, Later::Heal);
                 }
                 "handover"
             }

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long an operator waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+/// And one who is in a hurry.
+const HURRY: Duration = Duration::from_millis(300);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -25,6 +27,7 @@ pub(crate) struct Operator {
     pub(crate) closing: Arc<AtomicBool>,
     pub(crate) machines: u64,
     pub(crate) random: Random,
+    pub(crate) patience: Duration,
 }
 
 impl Operator {
@@ -33,7 +36,7 @@ impl Operator {
         let process = self.directory.get(self.random.below(self.machines) + 1).ok_or("it is not there")?;
         let node = process.node.clone();
         let asking = process.environment.spawn(async move { node.change(change).await });
-        let answer = tokio::time::timeout(PATIENCE, asking).await.map_err(|_| "no answer")?;
+        let answer = tokio::time::timeout(self.patience, asking).await.map_err(|_| "no answer")?;
         answer.map_err(|_| "the process has ended".to_owned())?.map(|reply| reply.server)
     }
 
@@ -51,14 +54,14 @@ impl Operator {
         None
     }
 
-    /// `kvorum cluster join`.
-    pub(crate) async fn join(mut self, machine: u64) {
+    /// `kvorum cluster join`; whether it was done.
+    pub(crate) async fn join(mut self, machine: u64) -> bool {
         while !self.closing.load(Ordering::Relaxed) {
             tokio::time::sleep(PAUSE).await;
             let Some(process) = self.directory.get(machine) else { continue };
             let described = process.node.describe();
             if described.cluster_id.is_some() {
-                return;
+                return true;
             }
             let add = rpc::AddServer {
                 server_hex: described.server_hex,
@@ -74,9 +77,10 @@ impl Operator {
             let adopting = process.environment.spawn(async move { node.answer(Call::Adopt(adopt)).await });
             if let Ok(Ok(Ok(_))) = tokio::time::timeout(PATIENCE, adopting).await {
                 say!(self.trace, "operator: machine {machine} is server {server_id}");
-                return;
+                return true;
             }
         }
+        false
     }
 
     /// `kvorum cluster leave`, tried once: it may be refused.
@@ -88,8 +92,11 @@ impl Operator {
     /// A machine has lost everything: its server is removed, and comes back as another.
     pub(crate) async fn replace(mut self, machine: u64, server: u64) {
         // Operators make mistakes: first it is asked to join as it is.
-        let early = self.clone();
-        let _ = tokio::time::timeout(Duration::from_secs(2), early.join(machine)).await;
+        let early = Operator { patience: HURRY, ..self.clone() };
+        if tokio::time::timeout(PATIENCE, early.join(machine)).await == Ok(true) {
+            // Which a server that votes with what it has forgotten would make possible.
+            return;
+        }
         if self.insist(Change::Remove(rpc::Remove { server })).await.is_none() {
             return;
         }

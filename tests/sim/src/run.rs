@@ -64,9 +64,9 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
     let shards = 1 + random.below(2) as u16;
     let durability = if random.below(4) == 0 { Durability::QuorumMemory } else { Durability::QuorumFsync };
     let judge = Arc::new(Judge::new(durability));
-    let restless = match random.below(8) {
+    let restless = match random.below(9) {
         0 | 1 => Restless::Moving,
-        2 if durability == Durability::QuorumFsync => Restless::Wiped,
+        2 | 4 if durability == Durability::QuorumFsync => Restless::Wiped,
         3 => Restless::Away,
         _ => Restless::Not,
     };
