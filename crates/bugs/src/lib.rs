@@ -24,10 +24,16 @@ pub enum Bug {
     OwnershipAtRoutingOnly,
     /// Snapshots are received and installed without a look at their checksums.
     SnapshotUnchecked,
+    /// Who reads of two sets of voters takes the newer one for the whole: members change without joint consensus.
+    MembershipWithoutJoint,
+    /// A server that comes back without its data directory is given its old place, and votes there.
+    WipedServerVotes,
+    /// A leader that hands over goes on answering reads by its lease.
+    TransferKeepsLease,
 }
 
 /// All of them, with the names they are chosen by.
-pub const BUGS: [(&str, Bug); 8] = [
+pub const BUGS: [(&str, Bug); 11] = [
     ("lease-without-restart-rule", Bug::LeaseWithoutRestartRule),
     ("acknowledge-before-sync", Bug::AcknowledgeBeforeSync),
     ("vote-forgotten", Bug::VoteForgotten),
@@ -36,6 +42,9 @@ pub const BUGS: [(&str, Bug); 8] = [
     ("no-read-barrier", Bug::NoReadBarrier),
     ("ownership-at-routing-only", Bug::OwnershipAtRoutingOnly),
     ("snapshot-unchecked", Bug::SnapshotUnchecked),
+    ("membership-without-joint", Bug::MembershipWithoutJoint),
+    ("wiped-server-votes", Bug::WipedServerVotes),
+    ("transfer-keeps-lease", Bug::TransferKeepsLease),
 ];
 
 static CHOSEN: OnceLock<Bug> = OnceLock::new();

@@ -9,7 +9,7 @@
 //!
 //! Left out: open slots (`[slot->-id]`), host names beside addresses, TLS ports.
 
-use crate::{NodeId, Replica, ReplicaId, Shard, Stage, View};
+use crate::{NodeId, Replica, ReplicaId, Shard, View};
 use kvorum_keyspace::{Error, Outcome, SLOTS, Sink};
 use std::fmt::Write;
 
@@ -46,7 +46,7 @@ fn node_line(view: &View, shard: &Shard, replica: &Replica, me: ReplicaId, pong_
     let master = view.master(shard);
     let is_master = master.id == replica.id;
     let up = view.is_up(replica);
-    let connected = up && (is_master || replica.stage != Stage::Joining);
+    let connected = up && (is_master || replica.stage.has_arrived());
     let mut line = format!(
         "{} {host}:{port}@{peer_port} {}{}{} ",
         replica.node_id,
@@ -77,9 +77,7 @@ pub fn slots(view: &View, out: &mut dyn Sink) {
     for (range, shard) in ranges {
         let master = view.master(shard);
         let shown: Vec<&Replica> = master_first(view, shard)
-            .filter(|replica| {
-                replica.id == master.id || view.is_up(replica) && replica.stage != Stage::Joining
-            })
+            .filter(|replica| replica.id == master.id || view.is_up(replica) && replica.stage.has_arrived())
             .collect();
         out.array(2 + shown.len());
         out.int(i64::from(range.start().number()));
@@ -127,7 +125,7 @@ pub fn shards(view: &View, offset: &dyn Fn(ReplicaId) -> u64, out: &mut dyn Sink
             out.bulk(b"health");
             out.bulk(match replica.stage {
                 _ if !view.is_up(replica) => b"fail".as_slice(),
-                Stage::Joining if replica.id != master.id => b"loading",
+                stage if replica.id != master.id && !stage.has_arrived() => b"loading",
                 _ => b"online",
             });
         }

@@ -1,6 +1,6 @@
 //! Who leads each shard, as far as this server has heard.
 
-use crate::{Replica, ReplicaId, Shard, ShardId, Stage, Topology};
+use crate::{Replica, ReplicaId, Shard, ShardId, Topology};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The leader of a shard.
@@ -91,11 +91,27 @@ impl View {
         }
         let last = self.leaders.last(shard.id).and_then(|last| member(shard, last));
         let usual = last.unwrap_or(&shard.replicas[0]);
-        let fit = |replica: &Replica| self.is_up(replica) && replica.stage != Stage::Joining;
+        let fit = |replica: &Replica| self.is_up(replica) && replica.stage.has_arrived();
         if fit(usual) {
             return usual;
         }
         shard.replicas.iter().find(|replica| fit(replica)).unwrap_or(usual)
+    }
+
+    /// A shard that is led by another replica than its preferred one, its first, although all is well in the cluster: the lowest,
+    /// so that whoever asks gets the same answer. While anything is not as it should be (a server with replicas is down, a replica comes or
+    /// goes, a shard has no leader) there is none: leaders stay where they are until the trouble is over.
+    pub fn out_of_place(&self) -> Option<(&Shard, &Replica)> {
+        let calm = self
+            .topology
+            .all_replicas()
+            .all(|(_, replica)| self.is_up(replica) && replica.stage.is_settled());
+        let leaders: Option<Vec<_>> =
+            self.topology.shards.iter().map(|shard| Some((shard, self.leader(shard)?))).collect();
+        let mut leaders = leaders.filter(|_| calm)?.into_iter();
+        leaders
+            .find(|(shard, leader)| shard.replicas[0].id != leader.id)
+            .map(|(shard, _)| (shard, &shard.replicas[0]))
     }
 
     /// Whether the meta group hears from the replica's server.

@@ -9,7 +9,9 @@
 //! A shard's own log is the only authority on the slots it owns, checked beside the data by [`ShardMachine`];
 //! the topology is for routing and may lag behind it.
 //!
-//! Left out: moving slots, moving replicas by themselves, zones; they come with the migration of slots.
+//! [`spread`] says what is to be done next so that replicas are where they should be.
+//!
+//! Left out: moving slots, zones; they come with the migration of slots.
 
 pub mod checks;
 pub mod describe;
@@ -23,6 +25,7 @@ mod random;
 mod route;
 mod shard;
 mod slots;
+pub mod spread;
 mod topology;
 
 pub use entry::{
@@ -38,6 +41,6 @@ pub use route::{Intent, Route, route};
 pub use shard::{Note, Refusal, RestoreError, ShardMachine, ShardSnapshot, Unwitnessed, Witness};
 pub use slots::{ParseSlotsError, SlotSet};
 pub use topology::{
-    Durability, Layout, Mode, ParseDurabilityError, ParseModeError, Replica, Server, Shard, Stage, Topology,
-    TopologyError,
+    Durability, Layout, Mode, ParseDurabilityError, ParseModeError, Replica, Server, Shard, Stage, Tenure,
+    Topology, TopologyError,
 };

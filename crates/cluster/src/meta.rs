@@ -6,8 +6,8 @@
 //! that changes nothing keeps it.
 
 use crate::{
-    Durability, Layout, MAX_SHARDS, Mode, Replica, ReplicaId, RestoreError, Server, ServerId, ShardId,
-    SplitMix64, Stage, Topology, TopologyError, hex, place, place::node_id,
+    Durability, Layout, MAX_SHARDS, Mode, Replica, ReplicaId, RestoreError, Server, ServerId, Shard, ShardId,
+    SplitMix64, Stage, Tenure, Topology, TopologyError, hex, place, place::node_id,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -16,6 +16,9 @@ const FORMAT: u32 = 1;
 
 /// Format of the entries that replace replicas.
 const FORMAT_REPLACE: u32 = 2;
+
+/// Format of the entries by which servers come and go, and replicas with them.
+const FORMAT_SERVERS: u32 = 3;
 
 /// What the meta log can say.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -60,6 +63,86 @@ pub enum MetaCommand {
         shard: ShardId,
         /// The replica.
         replica: ReplicaId,
+    },
+    /// Takes a server in, under the next id that was never given. One that is in already changes nothing. It counts as down until it is
+    /// heard.
+    AddServer {
+        /// What its data directory calls itself.
+        hex: String,
+        /// Its host.
+        host: String,
+        /// Its base port.
+        base_port: u16,
+        /// Its peer address, when it is not `host` and the port 98 above `base_port`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<String>,
+        /// Whether it stays as it is, or gets its share of replicas and preferred leaders.
+        tenure: Tenure,
+    },
+    /// Whether a server comes, stays or goes.
+    SetTenure {
+        /// The server.
+        server: ServerId,
+        /// What becomes of it.
+        tenure: Tenure,
+    },
+    /// Forgets a server that is on its way out and has no replica any more.
+    RemoveServer {
+        /// The server.
+        server: ServerId,
+    },
+    /// Makes a new replica that takes the place of another, which stays until the new one has arrived.
+    MoveReplica {
+        /// The shard.
+        shard: ShardId,
+        /// The replica that goes.
+        old: ReplicaId,
+        /// Where the new one lives; a server without another replica of the shard.
+        server: ServerId,
+        /// What the new one's node id is drawn from.
+        id_seed: u64,
+    },
+    /// Makes one replica more.
+    AddReplica {
+        /// The shard.
+        shard: ShardId,
+        /// Where it lives; a server without another replica of the shard.
+        server: ServerId,
+        /// What its node id is drawn from.
+        id_seed: u64,
+    },
+    /// Sends a replica away, and puts none in its place.
+    RetireReplica {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Gives up a replica that is lost, and puts none in its place.
+    DropReplica {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Takes note that a replica that was on its way out votes no more.
+    ReplicaLeft {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Makes a replica the preferred leader of its shard.
+    Prefer {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// How many replicas each shard shall have.
+    WantReplicas {
+        /// So many, as far as there are servers; 0 for as many as it has.
+        replicas: u16,
     },
 }
 
@@ -128,7 +211,7 @@ impl MetaCommand {
     pub fn decode(entry: &[u8]) -> Result<MetaCommand, MetaFault> {
         let malformed = |error: serde_json::Error| MetaFault::Malformed(error.to_string());
         let AnyEnvelope { format } = serde_json::from_slice(entry).map_err(malformed)?;
-        if !(FORMAT..=FORMAT_REPLACE).contains(&format) {
+        if !(FORMAT..=FORMAT_SERVERS).contains(&format) {
             return Err(MetaFault::UnknownFormat(format));
         }
         let envelope: Envelope = serde_json::from_slice(entry).map_err(malformed)?;
@@ -145,6 +228,16 @@ impl MetaCommand {
                 FORMAT
             }
             MetaCommand::ReplaceReplica { .. } | MetaCommand::ReplicaJoined { .. } => FORMAT_REPLACE,
+            MetaCommand::AddServer { .. }
+            | MetaCommand::SetTenure { .. }
+            | MetaCommand::RemoveServer { .. }
+            | MetaCommand::MoveReplica { .. }
+            | MetaCommand::AddReplica { .. }
+            | MetaCommand::RetireReplica { .. }
+            | MetaCommand::DropReplica { .. }
+            | MetaCommand::ReplicaLeft { .. }
+            | MetaCommand::Prefer { .. }
+            | MetaCommand::WantReplicas { .. } => FORMAT_SERVERS,
         }
     }
 
@@ -164,25 +257,104 @@ impl MetaCommand {
                 server.peer.clone_from(peer);
                 Ok(())
             }),
-            MetaCommand::ReplaceReplica { shard, old, server, id_seed } => {
-                let new = topology.last_replica().0 + 1;
-                changed(topology, |layout| {
-                    let place = replica_in(layout, *shard, *old)?;
-                    *place = Replica {
-                        id: ReplicaId(new),
-                        server: *server,
-                        node_id: node_id(&mut SplitMix64::new(*id_seed)),
-                        stage: Stage::Joining,
-                    };
-                    layout.last_replica = new;
-                    Ok(())
-                })
-            }
+            MetaCommand::ReplaceReplica { shard, old, server, id_seed } => changed(topology, |layout| {
+                let new = new_replica(topology, layout, *server, *id_seed);
+                let place = replica_in(layout, *shard, *old)?;
+                match place.stage {
+                    // It was to go, and it is gone.
+                    Stage::Outgoing => remove_replica(layout, *shard, *old)?,
+                    Stage::Incoming => *place = Replica { stage: Stage::Incoming, ..new },
+                    Stage::Founder | Stage::Joining | Stage::Member => {
+                        *place = Replica { stage: Stage::Joining, ..new };
+                    }
+                }
+                Ok(())
+            }),
             MetaCommand::ReplicaJoined { shard, replica } => changed(topology, |layout| {
                 let replica = replica_in(layout, *shard, *replica)?;
-                if replica.stage == Stage::Joining {
+                if !replica.stage.has_arrived() {
                     replica.stage = Stage::Member;
                 }
+                Ok(())
+            }),
+            MetaCommand::AddServer { hex, host, base_port, peer, tenure } => changed(topology, |layout| {
+                if layout.servers.values().any(|server| server.hex.as_ref() == Some(hex)) {
+                    return Ok(());
+                }
+                let id = ServerId(topology.last_server().0 + 1);
+                let (host, peer, hex) = (host.clone(), peer.clone(), Some(hex.clone()));
+                let server =
+                    Server { id, host, base_port: *base_port, peer, up: false, hex, tenure: *tenure };
+                layout.servers.insert(id, server);
+                layout.last_server = id.0;
+                Ok(())
+            }),
+            MetaCommand::SetTenure { server, tenure } => changed(topology, |layout| {
+                server_in(layout, *server)?.tenure = *tenure;
+                Ok(())
+            }),
+            MetaCommand::RemoveServer { server } => changed(topology, |layout| {
+                if !server_in(layout, *server)?.tenure.is_parting() {
+                    return Err(MetaRefusal::Stays(*server));
+                }
+                if topology.replicas_on(*server).next().is_some() {
+                    return Err(MetaRefusal::HasReplicas(*server));
+                }
+                layout.servers.remove(server);
+                layout.last_server = topology.last_server().0;
+                Ok(())
+            }),
+            MetaCommand::MoveReplica { shard, old, server, id_seed } => changed(topology, |layout| {
+                let new = new_replica(topology, layout, *server, *id_seed);
+                let replicas = &mut shard_in(layout, *shard)?.replicas;
+                let at = place_of(replicas, *shard, *old)?;
+                if !replicas[at].stage.is_settled() {
+                    return Err(MetaRefusal::Unsettled(*shard, *old));
+                }
+                let old = std::mem::replace(&mut replicas[at], Replica { stage: Stage::Incoming, ..new });
+                replicas.push(Replica { stage: Stage::Outgoing, ..old });
+                Ok(())
+            }),
+            MetaCommand::AddReplica { shard, server, id_seed } => changed(topology, |layout| {
+                let new = new_replica(topology, layout, *server, *id_seed);
+                shard_in(layout, *shard)?.replicas.push(Replica { stage: Stage::Incoming, ..new });
+                Ok(())
+            }),
+            MetaCommand::RetireReplica { shard, replica } => changed(topology, |layout| {
+                let replicas = &mut shard_in(layout, *shard)?.replicas;
+                let at = place_of(replicas, *shard, *replica)?;
+                if !replicas[at].stage.is_settled() {
+                    return Err(MetaRefusal::Unsettled(*shard, *replica));
+                }
+                let old = replicas.remove(at);
+                if !replicas.iter().any(|left| left.stage.is_settled()) {
+                    return Err(TopologyError::NobodyArrived(*shard).into());
+                }
+                replicas.push(Replica { stage: Stage::Outgoing, ..old });
+                Ok(())
+            }),
+            MetaCommand::DropReplica { shard, replica } => changed(topology, |layout| {
+                replica_in(layout, *shard, *replica)?;
+                remove_replica(layout, *shard, *replica)
+            }),
+            MetaCommand::ReplicaLeft { shard, replica } => changed(topology, |layout| {
+                if replica_in(layout, *shard, *replica)?.stage != Stage::Outgoing {
+                    return Err(MetaRefusal::NotOutgoing(*shard, *replica));
+                }
+                remove_replica(layout, *shard, *replica)
+            }),
+            MetaCommand::Prefer { shard, replica } => changed(topology, |layout| {
+                let replicas = &mut shard_in(layout, *shard)?.replicas;
+                let at = place_of(replicas, *shard, *replica)?;
+                if replicas[at].stage == Stage::Outgoing {
+                    return Err(MetaRefusal::Unsettled(*shard, *replica));
+                }
+                // The others keep their order.
+                replicas[..=at].rotate_right(1);
+                Ok(())
+            }),
+            MetaCommand::WantReplicas { replicas } => changed(topology, |layout| {
+                layout.wanted_replicas = *replicas;
                 Ok(())
             }),
         }
@@ -222,6 +394,14 @@ pub enum MetaRefusal {
     UnknownShard(ShardId),
     #[error("shard {0} has no replica {1}")]
     UnknownReplica(ShardId, ReplicaId),
+    #[error("server {0} is not on its way out")]
+    Stays(ServerId),
+    #[error("server {0} still has replicas")]
+    HasReplicas(ServerId),
+    #[error("replica {1} of shard {0} is on its way in or out")]
+    Unsettled(ShardId, ReplicaId),
+    #[error("replica {1} of shard {0} is not on its way out")]
+    NotOutgoing(ShardId, ReplicaId),
     #[error(transparent)]
     Topology(#[from] TopologyError),
 }
@@ -341,10 +521,36 @@ fn server_in(layout: &mut Layout, id: ServerId) -> Result<&mut Server, MetaRefus
     layout.servers.get_mut(&id).ok_or(MetaRefusal::UnknownServer(id))
 }
 
+fn shard_in(layout: &mut Layout, id: ShardId) -> Result<&mut Shard, MetaRefusal> {
+    layout.shards.iter_mut().find(|shard| shard.id == id).ok_or(MetaRefusal::UnknownShard(id))
+}
+
 fn replica_in(layout: &mut Layout, shard: ShardId, id: ReplicaId) -> Result<&mut Replica, MetaRefusal> {
-    let found = layout.shards.iter_mut().find(|other| other.id == shard);
-    let replicas = &mut found.ok_or(MetaRefusal::UnknownShard(shard))?.replicas;
-    replicas.iter_mut().find(|replica| replica.id == id).ok_or(MetaRefusal::UnknownReplica(shard, id))
+    let replicas = &mut shard_in(layout, shard)?.replicas;
+    let at = place_of(replicas, shard, id)?;
+    Ok(&mut replicas[at])
+}
+
+fn place_of(replicas: &[Replica], shard: ShardId, id: ReplicaId) -> Result<usize, MetaRefusal> {
+    replicas.iter().position(|replica| replica.id == id).ok_or(MetaRefusal::UnknownReplica(shard, id))
+}
+
+/// A replica with the next id, which is given by that; its stage is the caller's.
+fn new_replica(topology: &Topology, layout: &mut Layout, server: ServerId, id_seed: u64) -> Replica {
+    let id = topology.last_replica().0 + 1;
+    layout.last_replica = id;
+    let node_id = node_id(&mut SplitMix64::new(id_seed));
+    Replica { id: ReplicaId(id), server, node_id, stage: Stage::Incoming }
+}
+
+/// A replica is no part of its shard any more.
+fn remove_replica(layout: &mut Layout, shard: ShardId, id: ReplicaId) -> Result<(), MetaRefusal> {
+    let highest = layout.shards.iter().flat_map(|shard| &shard.replicas).map(|replica| replica.id.0).max();
+    layout.last_replica = layout.last_replica.max(highest.unwrap_or(0));
+    let shard = shard_in(layout, shard)?;
+    shard.replicas.retain(|replica| replica.id != id);
+    shard.changed = true;
+    Ok(())
 }
 
 fn created(create: Create) -> Result<Topology, MetaRefusal> {
@@ -357,7 +563,10 @@ fn created(create: Create) -> Result<Topology, MetaRefusal> {
     }
     let mut servers = BTreeMap::new();
     for NewServer { id, host, base_port, peer } in create.servers {
-        if servers.insert(id, Server { id, host, base_port, peer, up: true }).is_some() {
+        if servers
+            .insert(id, Server { id, host, base_port, peer, up: true, hex: None, tenure: Tenure::Settled })
+            .is_some()
+        {
             return Err(MetaRefusal::ServerTwice(id));
         }
     }
@@ -377,6 +586,8 @@ fn created(create: Create) -> Result<Topology, MetaRefusal> {
         hash_seed: create.hash_seed,
         shards: place(&ids, create.shards, create.replicas, create.id_seed),
         last_replica: 0,
+        last_server: 0,
+        wanted_replicas: 0,
         servers,
     };
     Ok(Topology::new(layout)?)

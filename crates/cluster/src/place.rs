@@ -51,6 +51,7 @@ pub fn place(servers: &[ServerId], shards: u16, replicas: u16, seed: u64) -> Vec
                 group: u64::from(index) + 1,
                 slots: SlotSet::from(slots_of_shard(index, shards)),
                 replicas,
+                changed: false,
             }
         })
         .collect()

@@ -51,6 +51,12 @@ pub struct Layout {
     /// replicas that are gone.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub last_replica: u64,
+    /// The highest server id ever given, when that is not the highest in `servers`: ids of servers never come back either.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub last_server: u64,
+    /// How many replicas each shard shall have, as far as there are servers; 0 for as many as it has.
+    #[serde(default, skip_serializing_if = "is_none_wanted")]
+    pub wanted_replicas: u16,
 }
 
 /// A server process.
@@ -69,6 +75,49 @@ pub struct Server {
     pub peer: Option<String>,
     /// Whether the meta group hears from it.
     pub up: bool,
+    /// What its data directory calls itself (40 hex digits), for servers that came to a running cluster: a server that lost its
+    /// directory is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hex: Option<String>,
+    /// Whether it comes, stays or goes.
+    #[serde(default, skip_serializing_if = "Tenure::is_settled")]
+    pub tenure: Tenure,
+}
+
+/// Whether a server comes, stays or goes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tenure {
+    /// It stays.
+    #[default]
+    Settled,
+    /// It stays, and replicas and preferred leaders are being spread evenly for its sake.
+    Settling,
+    /// Its replicas move to other servers, then it is no server of the cluster any more.
+    Leaving,
+    /// The same, and replicas for which there is no other server are given up while others of their shard are left.
+    LeavingWithFewer,
+    /// It has been down for long: its replicas are made anew on other servers, as far as there are any. It stays a server, and is settled
+    /// when it is back.
+    Away,
+    /// It is down for good: its replicas are made anew on other servers, or given up; then it is no server of the cluster any more.
+    Gone,
+}
+
+impl Tenure {
+    fn is_settled(&self) -> bool {
+        *self == Tenure::Settled
+    }
+
+    /// Whether it is on its way out.
+    pub fn is_parting(self) -> bool {
+        matches!(self, Tenure::Leaving | Tenure::LeavingWithFewer | Tenure::Gone)
+    }
+
+    /// Whether it may be given replicas.
+    pub fn takes_replicas(self) -> bool {
+        matches!(self, Tenure::Settled | Tenure::Settling)
+    }
 }
 
 /// A shard: slots and the Raft group that owns them.
@@ -83,6 +132,9 @@ pub struct Shard {
     pub slots: SlotSet,
     /// Its replicas; the first is the preferred leader.
     pub replicas: Vec<Replica>,
+    /// Its members are not those that it was created with: nobody founds its group any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub changed: bool,
 }
 
 /// One member of a shard. To clients it is a Redis Cluster node.
@@ -109,13 +161,27 @@ pub enum Stage {
     Founder,
     /// It took another's place and may not have all data yet; it never founds a group.
     Joining,
-    /// It took another's place and has all data.
+    /// It came later and has all data.
     Member,
+    /// It comes in addition to the others, or in the place of one that stays until it has arrived, and may not have all data yet.
+    Incoming,
+    /// It has all data, votes until another has come in its place, and then leaves the shard.
+    Outgoing,
 }
 
 impl Stage {
     fn is_founder(&self) -> bool {
         *self == Stage::Founder
+    }
+
+    /// Whether it has all data, as far as the meta group knows.
+    pub fn has_arrived(self) -> bool {
+        !matches!(self, Stage::Joining | Stage::Incoming)
+    }
+
+    /// Whether it is neither on its way in nor on its way out.
+    pub fn is_settled(self) -> bool {
+        matches!(self, Stage::Founder | Stage::Member)
     }
 }
 
@@ -183,6 +249,8 @@ pub enum TopologyError {
     ReplicaTwice(ReplicaId),
     #[error("more than a minority of shard {0}'s replicas are joining")]
     TooManyJoining(ShardId),
+    #[error("shard {0} would have no replica that has its data")]
+    NobodyArrived(ShardId),
     #[error("node id {0} stands twice")]
     NodeIdTwice(NodeId),
 }
@@ -293,6 +361,12 @@ impl Topology {
         ReplicaId(highest.max(self.last_replica))
     }
 
+    /// The highest server id that was ever given.
+    pub fn last_server(&self) -> ServerId {
+        let highest = self.servers.keys().next_back().map_or(0, |server| server.0);
+        ServerId(highest.max(self.last_server))
+    }
+
     /// All replicas with their shards: shards in order, replicas in the order of their shard.
     pub fn all_replicas(&self) -> impl Iterator<Item = (&Shard, &Replica)> {
         self.shards.iter().flat_map(|shard| shard.replicas.iter().map(move |replica| (shard, replica)))
@@ -310,14 +384,24 @@ impl Shard {
         self.replicas.iter().find(|replica| replica.server == server)
     }
 
-    /// How many of its replicas may be gone while the rest can still decide.
-    pub fn minority(&self) -> usize {
-        (self.replicas.len() - 1) / 2
+    /// Its replicas but for those that are on their way out: who shall be the members of its group.
+    pub fn members(&self) -> impl Iterator<Item = &Replica> {
+        self.replicas.iter().filter(|replica| replica.stage != Stage::Outgoing)
+    }
+
+    /// How many of those that vote now may be gone while the rest can still decide. One that comes in addition may not vote yet.
+    fn minority(&self) -> usize {
+        let voters = self.replicas.iter().filter(|replica| replica.stage != Stage::Incoming).count();
+        voters.saturating_sub(1) / 2
     }
 }
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+fn is_none_wanted(replicas: &u16) -> bool {
+    *replicas == 0
 }
 
 fn is_host(host: &str) -> bool {
@@ -415,6 +499,11 @@ fn check_replicas(layout: &Layout) -> Result<Vec<(ReplicaId, usize, usize)>, Top
         let joining = shard.replicas.iter().filter(|replica| replica.stage == Stage::Joining).count();
         if joining > shard.minority() {
             return Err(TopologyError::TooManyJoining(shard.id));
+        }
+        // One that has arrived and stays, or one that stays until another has arrived.
+        let arrived = shard.replicas.iter().any(|replica| replica.stage.has_arrived());
+        if !arrived || shard.members().next().is_none() {
+            return Err(TopologyError::NobodyArrived(shard.id));
         }
     }
     places.sort_unstable();

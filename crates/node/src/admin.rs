@@ -3,11 +3,14 @@
 use crate::config::{NodeConfig, PEER_PORT_OFFSET};
 use crate::contact::{Answer, Call};
 use crate::identity::{Membership, MetaMember, random_hex};
+use crate::membership::LEFT;
 use crate::node::Node;
 use kvorum_cluster::{
-    Create, Durability, FEATURE_LEVEL, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId,
+    Create, Durability, FEATURE_LEVEL, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId, Stage,
+    Tenure, Topology,
 };
 use kvorum_proto::admin::admin_server::{Admin, AdminServer};
+use kvorum_proto::admin::change_request::Change;
 use kvorum_proto::admin::{self as rpc, admin_client};
 use kvorum_raft::{Connector, Environment, Role};
 use prost::Message;
@@ -18,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 /// Every call to another server ends by then.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,6 +115,9 @@ pub struct ClusterStatus {
     pub servers: Vec<ServerStatus>,
     /// All shards.
     pub shards: Vec<ShardStatus>,
+    /// What is on its way or still to be moved, as text.
+    #[serde(default)]
+    pub to_do: Vec<String>,
 }
 
 /// One server in a [`ClusterStatus`].
@@ -127,6 +133,9 @@ pub struct ServerStatus {
     pub base_port: u16,
     /// Whether the meta group hears it.
     pub up: bool,
+    /// Whether it comes, stays or goes.
+    #[serde(default)]
+    pub tenure: Tenure,
 }
 
 /// One shard in a [`ClusterStatus`].
@@ -288,6 +297,64 @@ impl AdminClient {
         Ok(reply.into_inner().shards.into_iter().map(|shard| ShardId(shard as u16)).collect())
     }
 
+    /// Takes a virgin server into the cluster; returns the id that it was given. Asked of any server of the cluster. Replicas move to it
+    /// after that, if it shall have its share.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] with the reason.
+    pub async fn join(&mut self, new: &str, rebalance: bool) -> Result<ServerId, AdminError> {
+        let request = rpc::JoinRequest { addr: new.to_owned(), rebalance };
+        let reply = self.client.join(request).await.map_err(|status| self.refused(&status))?;
+        Ok(ServerId(reply.into_inner().server))
+    }
+
+    /// Lets a server that is up leave the cluster: its replicas move to others, which takes a while. With `fewer_replicas` those without
+    /// another place are given up.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] with the reason.
+    pub async fn leave(&mut self, server: ServerId, fewer_replicas: bool) -> Result<(), AdminError> {
+        self.change(Change::Leave(rpc::Leave { server: server.0, fewer_replicas })).await
+    }
+
+    /// Gives up a server that is down for good: its replicas are made anew on others, as far as there are any.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] with the reason.
+    pub async fn remove(&mut self, server: ServerId) -> Result<(), AdminError> {
+        self.change(Change::Remove(rpc::Remove { server: server.0 })).await
+    }
+
+    /// Makes a replica the preferred leader of its shard.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] with the reason.
+    pub async fn prefer(&mut self, shard: ShardId, replica: ReplicaId) -> Result<(), AdminError> {
+        self.change(Change::Prefer(rpc::Prefer { shard: shard.0.into(), replica: replica.0 })).await
+    }
+
+    /// Spreads replicas and preferred leaders evenly over the servers.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] with the reason.
+    pub async fn rebalance(&mut self) -> Result<(), AdminError> {
+        self.change(Change::Rebalance(rpc::Rebalance {})).await
+    }
+
+    /// How many replicas each shard shall have, as far as there are servers; 0 for as many as it has.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`] with the reason.
+    pub async fn want_replicas(&mut self, replicas: u16) -> Result<(), AdminError> {
+        self.change(Change::Want(rpc::WantReplicas { replicas: replicas.into() })).await
+    }
+
+    async fn change(&mut self, change: Change) -> Result<(), AdminError> {
+        let request = rpc::ChangeRequest { change: Some(change), ..Default::default() };
+        let reply = self.client.change(request).await;
+        reply.map(|_| ()).map_err(|status| self.refused(&status))
+    }
+
     async fn adopt(&mut self, request: rpc::AdoptRequest) -> Result<(), AdminError> {
         let reply = self.client.adopt(request).await;
         reply.map(|_| ()).map_err(|status| self.refused(&status))
@@ -383,11 +450,49 @@ impl AdminService {
                 server_id: n,
                 meta_members: meta_members.clone(),
                 create: create.clone().into(),
+                joins: false,
             };
             client.adopt(request).await.map_err(|error| error.to_string())?;
         }
         info!(cluster_id, servers = clients.len(), "cluster formed");
         Ok(cluster_id)
+    }
+
+    /// Every step can be repeated: the topology knows the server by what its data directory calls itself.
+    async fn take_in(&self, request: rpc::JoinRequest) -> Result<ServerId, String> {
+        let view = self.node.view().ok_or("this server belongs to no cluster")?;
+        let cluster_id = view.topology.cluster_id.clone();
+        let mut client = AdminClient::connect_by(&self.connector(), &request.addr)
+            .await
+            .map_err(|error| error.to_string())?;
+        let new = client.describe().await.map_err(|error| error.to_string())?;
+        match &new.cluster_id {
+            Some(other) if *other != cluster_id => {
+                return Err(format!("server {} already belongs to cluster {other}", request.addr));
+            }
+            Some(_) if view.topology.server(ServerId(new.server_id)).is_none() => {
+                return Err(format!(
+                    "server {} was server {} of this cluster and has left it; to come again it needs an empty data directory",
+                    request.addr, new.server_id
+                ));
+            }
+            Some(_) => return Ok(ServerId(new.server_id)),
+            None => {}
+        }
+        let server_hex = new.server_hex.clone();
+        let kvorum_cluster::NewServer { host, base_port, peer, .. } = new.new_server(ServerId(0));
+        let add = rpc::AddServer {
+            server_hex,
+            host,
+            base_port: base_port.into(),
+            peer: peer.unwrap_or_default(),
+            rebalance: request.rebalance,
+        };
+        let server_id = self.node.change(Change::Add(add)).await?.server;
+        let adopt = rpc::AdoptRequest { cluster_id, server_id, joins: true, ..Default::default() };
+        client.adopt(adopt).await.map_err(|error| error.to_string())?;
+        info!(server = server_id, addr = request.addr, "server taken into the cluster");
+        Ok(ServerId(server_id))
     }
 
     async fn cluster_status(&self) -> Result<ClusterStatus, Status> {
@@ -417,6 +522,7 @@ impl AdminService {
             host: server.host.clone(),
             base_port: server.base_port,
             up: server.up,
+            tenure: server.tenure,
         });
         let shards = topology.shards.iter().map(|shard| {
             let leader = view.leaders.leader(shard.id);
@@ -452,8 +558,28 @@ impl AdminService {
             durability: topology.durability,
             servers: servers.collect(),
             shards: shards.collect(),
+            to_do: to_do(topology),
         })
     }
+}
+
+/// What is on its way, and what is still to be moved.
+fn to_do(topology: &Topology) -> Vec<String> {
+    let on_the_way = topology.all_replicas().filter_map(|(shard, replica)| {
+        let (id, server, shard) = (replica.id, replica.server, shard.id);
+        Some(match replica.stage {
+            Stage::Joining | Stage::Incoming => {
+                format!("replica {id} of shard {shard} comes to server {server}")
+            }
+            Stage::Outgoing => format!("replica {id} of shard {shard} leaves server {server}"),
+            Stage::Founder | Stage::Member => {
+                let tenure = topology.server(server).map(|server| server.tenure)?;
+                let moves = tenure.is_parting() || tenure == Tenure::Away;
+                moves.then(|| format!("replica {id} of shard {shard} is still to leave server {server}"))?
+            }
+        })
+    });
+    on_the_way.collect()
 }
 
 fn small(number: u32, what: &str) -> Result<u16, String> {
@@ -549,12 +675,17 @@ impl Node {
             Call::Adopt(request) => self.answer_adopt(request).await.map(Answer::Adopt),
             Call::Replace(request) => self.answer_replace(request).await.map(Answer::Replace),
             Call::Joined(request) => self.answer_joined(request).await.map(Answer::Joined),
+            Call::Change(request) => self.answer_change(request).await.map(Answer::Change),
         }
     }
 
     async fn answer_adopt(&self, request: rpc::AdoptRequest) -> Result<rpc::AdoptReply, String> {
-        let create = serde_json::from_slice(&request.create)
-            .map_err(|error| format!("no usable first entry: {error}"))?;
+        let create = if request.joins {
+            serde_json::Value::Null
+        } else {
+            serde_json::from_slice(&request.create)
+                .map_err(|error| format!("no usable first entry: {error}"))?
+        };
         let members = request.meta_members.into_iter();
         let membership = Membership {
             cluster_id: request.cluster_id,
@@ -563,6 +694,7 @@ impl Node {
                 .map(|member| MetaMember { server: member.server, addr: member.addr })
                 .collect(),
             create,
+            joined: request.joins,
         };
         self.adopt(membership).await.map_err(|error| error.to_string())?;
         Ok(rpc::AdoptReply {})
@@ -582,7 +714,12 @@ impl Node {
         if self.cluster_id().as_deref() != Some(&*request.cluster_id) {
             return Err("another cluster".to_owned());
         }
-        self.hear(ServerId(request.from_server));
+        let from = ServerId(request.from_server);
+        let left = |topology: &Topology| topology.server(from).is_none() && from <= topology.last_server();
+        if self.view().is_some_and(|view| left(&view.topology)) {
+            return Err(LEFT.to_owned());
+        }
+        self.hear(from);
         self.learn_leaders(&request.leaders, None);
         self.learn_notes(ServerId(request.from_server), request.feature_level, &request.notes);
         Ok(rpc::AnnounceReply {
@@ -685,6 +822,24 @@ impl Admin for AdminService {
         let trusted = self.node.trust_logs(shard, &by).map_err(Status::failed_precondition)?;
         Ok(Response::new(rpc::TrustLogReply { shards: trusted.iter().map(|shard| shard.0.into()).collect() }))
     }
+
+    async fn change(
+        &self,
+        request: Request<rpc::ChangeRequest>,
+    ) -> Result<Response<rpc::ChangeReply>, Status> {
+        let request = request.into_inner();
+        let reply = match request.change {
+            // An operator may ask anybody.
+            Some(change) if request.from_server == 0 => self.node.change(change).await,
+            _ => self.node.answer_change(request).await,
+        };
+        Ok(Response::new(reply.map_err(Status::failed_precondition)?))
+    }
+
+    async fn join(&self, request: Request<rpc::JoinRequest>) -> Result<Response<rpc::JoinReply>, Status> {
+        let server = self.take_in(request.into_inner()).await.map_err(Status::failed_precondition)?;
+        Ok(Response::new(rpc::JoinReply { server: server.0 }))
+    }
 }
 
 /// Tells one other server which shards this one leads, one call at a time.
@@ -721,6 +876,7 @@ impl Announcer {
         addrs: watch::Receiver<String>,
         wanted: Arc<Notify>,
     ) {
+        let mut told = false;
         loop {
             wanted.notified().await;
             if addrs.has_changed().is_err() {
@@ -745,6 +901,14 @@ impl Announcer {
                     node.hear(to);
                     node.learn_leaders(&reply.leaders, Some(asked));
                     node.learn_notes(to, reply.feature_level, &reply.notes);
+                }
+                Err(error) if error == LEFT && !told => {
+                    told = true;
+                    warn!(
+                        server = me.0,
+                        by = to.0,
+                        "this server was taken out of the cluster; to come again it needs an empty data directory"
+                    );
                 }
                 Err(error) => debug!(to = to.0, error, "announcement not answered"),
             }

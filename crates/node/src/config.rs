@@ -63,6 +63,11 @@ pub struct NodeConfig {
     pub wal: WalConfig,
     /// When snapshots are taken and what is kept of the log behind them; they are in `snapshots/` of `dir`, whatever it says here.
     pub snapshots: SnapshotConfig,
+    /// A server that is down for so long has its replicas made anew on others, where there is room; zero for never. What the server
+    /// says counts that leads the meta group.
+    pub server_replace_after: Duration,
+    /// Leaderships return to the preferred leaders when nothing has changed in the cluster for this long; `None` for never.
+    pub leader_balance: Option<Duration>,
     /// Worker threads of the runtime that Raft, the transport and apply share (never user work).
     pub raft_threads: usize,
 }
@@ -85,6 +90,8 @@ impl NodeConfig {
             chunk_bytes: CHUNK_BYTES,
             wal: WalConfig::default(),
             snapshots: SnapshotConfig::default(),
+            server_replace_after: Duration::from_secs(600),
+            leader_balance: Some(LEADER_CALM),
             raft_threads: 2,
         }
     }
@@ -94,6 +101,9 @@ impl NodeConfig {
         format!("{}:{}", self.peer_host, self.base_port + PEER_PORT_OFFSET)
     }
 }
+
+/// How long all has to be well in the cluster before a leadership returns to the preferred leader.
+pub const LEADER_CALM: Duration = Duration::from_secs(15);
 
 /// Size of the chunks in which large writes go through the log, except in tests.
 pub const CHUNK_BYTES: usize = 1 << 20;

@@ -23,6 +23,8 @@ pub enum Call {
     Replace(rpc::ReplaceRequest),
     /// Tells the leader of the meta group that a replica has joined.
     Joined(rpc::JoinedRequest),
+    /// Asks the leader of the meta group to change who is in the cluster, or what lives where.
+    Change(rpc::ChangeRequest),
 }
 
 /// The answer to the [`Call`] of the same name.
@@ -34,6 +36,8 @@ pub enum Answer {
     Replace(rpc::ReplaceReply),
     /// To [`Call::Joined`].
     Joined(rpc::JoinedReply),
+    /// To [`Call::Change`].
+    Change(rpc::ChangeReply),
 }
 
 /// Reaches other servers. Addresses are peer addresses, `host:port`.
@@ -94,6 +98,9 @@ impl Contact for GrpcContact {
                 }
                 Call::Joined(request) => {
                     client.joined(request).await.map(|reply| Answer::Joined(reply.into_inner()))
+                }
+                Call::Change(request) => {
+                    client.change(request).await.map(|reply| Answer::Change(reply.into_inner()))
                 }
             };
             answer.map_err(|status| status.message().to_owned())

@@ -12,6 +12,9 @@ const FILE: &str = "identity.json";
 /// Format of `identity.json`; frozen, a new meaning takes a new number.
 const FORMAT: u32 = 1;
 
+/// Format of the identity of a server that came to a running cluster: a version that does not know it would found a group.
+const FORMAT_JOINED: u32 = 2;
+
 /// The content of `identity.json`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub(crate) struct Identity {
@@ -32,6 +35,9 @@ pub(crate) struct Membership {
     pub(crate) meta_members: Vec<MetaMember>,
     /// The cluster's first meta entry. Whoever leads the meta group first proposes it; later it is history.
     pub(crate) create: serde_json::Value,
+    /// The server came to a running cluster: it founds nothing, and learns everything from the others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) joined: bool,
 }
 
 /// One member of the meta group.
@@ -94,8 +100,10 @@ impl Identity {
                 let damaged = |reason: String| IdentityError::Damaged { path: path.clone(), reason };
                 let identity: Identity =
                     serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-                if identity.format != FORMAT {
-                    return Err(damaged(format!("format {} is not {FORMAT}", identity.format)));
+                let joined = identity.cluster.as_ref().is_some_and(|cluster| cluster.joined);
+                let expected = if joined { FORMAT_JOINED } else { FORMAT };
+                if identity.format != expected {
+                    return Err(damaged(format!("format {} is not {expected}", identity.format)));
                 }
                 match read(disk, &owner_path) {
                     Ok(owner) if owner == identity.server_hex.as_bytes() => Ok(identity),
@@ -125,6 +133,12 @@ impl Identity {
             }
             Err(error) => Err(io(&path)(error)),
         }
+    }
+
+    /// The same server with a place in a cluster.
+    pub(crate) fn with(&self, membership: Membership) -> Identity {
+        let format = if membership.joined { FORMAT_JOINED } else { FORMAT };
+        Identity { format, server_hex: self.server_hex.clone(), cluster: Some(membership) }
     }
 
     /// Replaces the file in `dir`, atomically and durably.
@@ -179,17 +193,25 @@ mod tests {
 
     #[test]
     fn an_identity_comes_back_and_keeps_its_cluster() {
-        let dir = tempfile::tempdir().unwrap();
-        let wal = dir.path().join("wal");
-        let mut identity = load(dir.path(), &wal).unwrap();
-        identity.cluster = Some(Membership {
-            cluster_id: "c".into(),
-            server_id: 2,
-            meta_members: vec![MetaMember { server: 1, addr: "h:1".into() }],
-            create: serde_json::json!({"a": 1}),
-        });
-        identity.save(&StdDisk, dir.path()).unwrap();
-        assert_eq!(load(dir.path(), &wal).unwrap(), identity);
+        for joined in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let wal = dir.path().join("wal");
+            let identity = load(dir.path(), &wal).unwrap().with(Membership {
+                cluster_id: "c".into(),
+                server_id: 2,
+                meta_members: vec![MetaMember { server: 1, addr: "h:1".into() }],
+                create: serde_json::json!({"a": 1}),
+                joined,
+            });
+            identity.save(&StdDisk, dir.path()).unwrap();
+            assert_eq!(load(dir.path(), &wal).unwrap(), identity);
+            let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+            assert_eq!(text.contains("joined"), joined);
+            // A format says which of the two it is.
+            let other = text.replace(&format!("\"format\": {}", 1 + u32::from(joined)), "\"format\": 3");
+            fs::write(dir.path().join(FILE), other).unwrap();
+            assert!(load(dir.path(), &wal).is_err());
+        }
     }
 
     #[test]

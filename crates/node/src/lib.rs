@@ -8,6 +8,7 @@
 //! configured; an error says whether the batch certainly did not run, or whether nobody knows.
 
 mod admin;
+mod balance;
 mod batch;
 mod checks;
 mod clock;
@@ -37,7 +38,7 @@ pub use admin::{
 };
 pub use batch::{Batch, ReplySink};
 pub use clock::{SystemTimeSource, TimeSource};
-pub use config::{CHUNK_BYTES, NodeConfig, ReadMode, Timing};
+pub use config::{CHUNK_BYTES, LEADER_CALM, NodeConfig, ReadMode, Timing};
 pub use contact::{Answer, Call, Contact};
 pub use identity::IdentityError;
 pub use kvorum_raft::metrics::{Buckets, Metrics};

@@ -13,7 +13,15 @@
 //!   something are never given up; and the topology allows no more than a minority to join at a time.
 //!
 //! Contract: a new replica never founds a group and never votes before a membership in its group's log makes it a voter. An
-//! id that was replaced never becomes a member again. What it leaves out: replacing a server that is gone for good.
+//! id that was replaced never becomes a member again.
+//!
+//! Replicas also come and go with servers ([`servers`]): the topology then names those that come beside those that go, and the same drivers
+//! do the rest. A replica that goes votes until the one that comes has arrived, and is forgotten when the group has agreed that it is out
+//! ([`Node::vacate`]).
+
+mod servers;
+
+pub(crate) use servers::LEFT;
 
 use crate::contact::{Answer, Call};
 use crate::meta;
@@ -24,7 +32,7 @@ use kvorum_cluster::{Durability, MetaCommand, ReplicaId, ServerId, ShardId, Stag
 use kvorum_proto::admin as rpc;
 use kvorum_raft::{GroupId, HostError, Member, MembershipError};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -52,6 +60,8 @@ pub(crate) struct Requests {
     wanted: Mutex<BTreeMap<ShardId, Request>>,
     /// A doubt was put aside.
     changed: Notify,
+    /// Groups whose replica here has left, and of which nothing is left on this server.
+    forgotten: Mutex<BTreeSet<u64>>,
     /// Who said last that it leads a shard and holds its lease, and when, by the environment's clock.
     serving: Mutex<BTreeMap<ShardId, (ReplicaId, Duration)>>,
 }
@@ -84,7 +94,7 @@ enum SettleError {
 
 /// The members that the topology gives a shard's group.
 pub(crate) fn members(topology: &Topology, shard: &kvorum_cluster::Shard) -> BTreeMap<u64, Member> {
-    let members = shard.replicas.iter().filter_map(|replica| {
+    let members = shard.members().filter_map(|replica| {
         let server = topology.server(replica.server)?;
         Some((replica.id.0, Member { server: server.id.0, addr: server.peer_addr() }))
     });
@@ -133,7 +143,7 @@ impl Node {
         shard: &kvorum_cluster::Shard,
         me: ServerId,
     ) -> Result<(), SettleError> {
-        let Some(named) = shard.replica_on(me) else { return Ok(()) };
+        let Some(named) = shard.replica_on(me) else { return self.vacate(topology, shard).await };
         if let Some(open) = self.shard(shard.id) {
             // Ids only grow: a lower one is from an older topology.
             if open.replica() >= named.id {
@@ -145,6 +155,8 @@ impl Node {
         match &tenant {
             // A cached topology may be old, and the meta group's log tells the whole story once more after a start.
             Some(tenant) if tenant.replica > named.id => return Ok(()),
+            // It left, and this topology does not know it yet.
+            Some(tenant) if tenant.replica == named.id && tenant.gone => return Ok(()),
             Some(tenant) if tenant.replica == named.id => {
                 if let Some(doubt) = &tenant.doubt {
                     self.request(shard.id, named.id, doubt.clone());
@@ -158,6 +170,7 @@ impl Node {
                 }
                 let lazy = topology.durability == Durability::QuorumMemory;
                 self.0.running.occupy(shard.group, named.id, lazy)?;
+                self.0.requests.forgotten.lock().remove(&shard.group);
             }
         }
         match self.open_replica(topology, shard, named.id).await {
@@ -170,13 +183,39 @@ impl Node {
         }
     }
 
+    /// No replica of a shard is to be here. One that was has left, by an agreement of its group, or was replaced by one elsewhere while
+    /// its server was away: it is closed and forgotten. Its id stays in `running.json`, so that no old topology opens it again.
+    async fn vacate(&self, topology: &Topology, shard: &kvorum_cluster::Shard) -> Result<(), SettleError> {
+        // One with a higher id is from a newer topology.
+        let is_known = |replica: ReplicaId| replica <= topology.last_replica();
+        if let Some(open) = self.shard(shard.id).filter(|open| is_known(open.replica())) {
+            self.close_replica(open).await;
+        }
+        let tenant = self.0.running.tenant(shard.group).filter(|tenant| is_known(tenant.replica));
+        let Some(tenant) = tenant else { return Ok(()) };
+        if self.0.requests.forgotten.lock().contains(&shard.group) {
+            return Ok(());
+        }
+        // The note first: without its log a replica that is not known to be gone would begin anew.
+        self.0.running.vacate(shard.group)?;
+        self.0.host.forget(GroupId(shard.group)).await?;
+        self.0.requests.forgotten.lock().insert(shard.group);
+        self.0.requests.wanted.lock().remove(&shard.id);
+        info!(shard = shard.id.0, replica = tenant.replica.0, "replica forgotten: it has left its shard");
+        Ok(())
+    }
+
     async fn close_replica(&self, shard: Shard) {
         self.0.shards.send_modify(|shards| {
             shards.remove(&shard.id());
         });
         self.hand_over_shard(&shard).await;
         shard.group().shutdown().await;
-        info!(shard = shard.id().0, replica = shard.replica().0, "replica closed: another takes its place");
+        info!(
+            shard = shard.id().0,
+            replica = shard.replica().0,
+            "replica closed: it has no place here any more"
+        );
     }
 
     /// Brings the members of the groups that are led here in line with the topology.
@@ -207,12 +246,21 @@ impl Node {
 
     async fn drive_group(&self, topology: &Topology, shard: &Shard) -> Result<(), String> {
         let Some(placed) = topology.shard(shard.id()) else { return Ok(()) };
-        let target = members(topology, placed);
+        let me = shard.replica();
+        let mut target = members(topology, placed);
         let known = shard.status().members.clone();
         let highest = known.keys().next_back().copied();
         // Ids only grow. Whoever does not know of a member that the group has, or would bring one back, has an old topology.
-        let old = target.keys().any(|replica| !known.contains_key(replica) && Some(*replica) < highest);
-        if old || !target.contains_key(&shard.replica().0) {
+        let old = highest > Some(topology.last_replica().0)
+            || target.keys().any(|replica| !known.contains_key(replica) && Some(*replica) < highest);
+        // A leader that is on its way out stays a voter until another leads.
+        let leaves =
+            placed.replicas.iter().find(|replica| replica.id == me && replica.stage == Stage::Outgoing);
+        if let Some(leaver) = leaves {
+            let server = topology.server(leaver.server).ok_or("it is on no server")?;
+            target.insert(me.0, Member { server: server.id.0, addr: server.peer_addr() });
+        }
+        if old || !target.contains_key(&me.0) {
             return Ok(());
         }
         match shard.group().set_members(&target, STEP_PATIENCE).await {
@@ -224,16 +272,38 @@ impl Node {
             }
             Err(error) => return Err(error.to_string()),
         }
-        for replica in placed.replicas.iter().filter(|replica| replica.stage == Stage::Joining) {
-            info!(shard = shard.id().0, replica = replica.id.0, "replica has all data and votes");
-            let request = rpc::JoinedRequest {
-                cluster_id: topology.cluster_id.clone(),
-                from_server: self.server().server_id.map_or(0, |id| id.0),
-                shard: placed.id.0.into(),
-                replica: replica.id.0,
-            };
-            self.ask_meta(topology, Call::Joined(request)).await?;
+        if leaves.is_some() {
+            return self.hand_on(placed, shard).await;
         }
+        let from_server = self.server().server_id.map_or(0, |id| id.0);
+        let (cluster_id, id) = (topology.cluster_id.clone(), u32::from(placed.id.0));
+        for replica in &placed.replicas {
+            let call = match replica.stage {
+                Stage::Founder | Stage::Member => continue,
+                Stage::Joining | Stage::Incoming => {
+                    info!(shard = id, replica = replica.id.0, "replica has all data and votes");
+                    let (cluster_id, replica) = (cluster_id.clone(), replica.id.0);
+                    Call::Joined(rpc::JoinedRequest { cluster_id, from_server, shard: id, replica })
+                }
+                Stage::Outgoing => {
+                    info!(shard = id, replica = replica.id.0, "replica votes no more");
+                    let left = rpc::ReplicaLeft { shard: id, replica: replica.id.0 };
+                    let change = Some(rpc::change_request::Change::Left(left));
+                    Call::Change(rpc::ChangeRequest { cluster_id: cluster_id.clone(), from_server, change })
+                }
+            };
+            self.ask_meta(topology, call).await?;
+        }
+        Ok(())
+    }
+
+    /// A leader that is on its way out hands over: to the preferred leader, if that is there.
+    async fn hand_on(&self, placed: &kvorum_cluster::Shard, shard: &Shard) -> Result<(), String> {
+        let silence = self.silence();
+        let mut heirs = placed.members().filter(|replica| self.heard_within(replica.server, silence));
+        let heir = heirs.next().ok_or("nobody is there to lead in the place of one that leaves")?.id;
+        shard.group().transfer_leader(heir.0).await.map_err(|error| error.to_string())?;
+        info!(shard = placed.id.0, heir = heir.0, "leadership handed on by a replica that leaves");
         Ok(())
     }
 
@@ -329,7 +399,7 @@ impl Node {
                     };
                     match self.ask_meta(&view.topology, Call::Replace(ask)).await {
                         // The topology that says so is on its way.
-                        Ok(()) => continue,
+                        Ok(_) => continue,
                         Err(refusal) => Some(refusal),
                     }
                 };
@@ -349,19 +419,16 @@ impl Node {
         }
     }
 
-    async fn ask_meta(&self, topology: &Topology, call: Call) -> Result<(), String> {
+    pub(crate) async fn ask_meta(&self, topology: &Topology, call: Call) -> Result<Answer, String> {
         let leader = self.meta_group().and_then(|group| group.status().borrow().leader);
         let leader = ServerId(leader.ok_or("the meta group has no leader")?);
         let patience = self.second_look() + ASK_PATIENCE;
         if self.server().server_id == Some(leader) {
             let answer = tokio::time::timeout(patience, self.answer(call)).await;
-            return answer.map_err(|_| "no majority of the meta group answered in time")?.map(|_| ());
+            return answer.map_err(|_| "no majority of the meta group answered in time")?;
         }
         let server = topology.server(leader).ok_or_else(|| format!("there is no server {leader}"))?;
-        match self.contact().call(leader, &server.peer_addr(), call, patience).await? {
-            Answer::Replace(_) | Answer::Joined(_) => Ok(()),
-            other => Err(format!("an answer to another question: {other:?}")),
-        }
+        self.contact().call(leader, &server.peer_addr(), call, patience).await
     }
 
     /// A server said that its replica leads a shard and holds the lease.
@@ -376,6 +443,17 @@ impl Node {
         }
         let (replica, heard) = self.0.requests.serving.lock().get(&shard).copied()?;
         (self.now().saturating_sub(heard) <= self.silence()).then_some(replica)
+    }
+
+    /// Whether another replica leads the shard and serves, now and after all that a leader that has just gone is still taken for one.
+    async fn is_led_without(&self, shard: ShardId, replica: ReplicaId) -> bool {
+        for pause in [Duration::ZERO, self.second_look()] {
+            tokio::time::sleep(pause).await;
+            if self.serving(shard).is_none_or(|leader| leader == replica) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Whoever was not heard for this long is not there.
@@ -408,11 +486,8 @@ impl Node {
         }
         // Whoever replaces a replica gives its log up for good. Without a leader nobody knows that it is not needed. A leader
         // that died at the same moment is not heard any more by the second look.
-        for pause in [Duration::ZERO, self.second_look()] {
-            tokio::time::sleep(pause).await;
-            if self.serving(shard).is_none_or(|leader| leader == replica) {
-                return Err("the shard has no leader without it".to_owned());
-            }
+        if !self.is_led_without(shard, replica).await {
+            return Err("the shard has no leader without it".to_owned());
         }
         let view = self.view_of(&request.cluster_id)?;
         let command = MetaCommand::ReplaceReplica {

@@ -142,5 +142,21 @@ pub(crate) fn name(command: &MetaCommand) -> String {
         MetaCommand::ServerAddress { server, .. } => format!("server {server} moved"),
         MetaCommand::ReplaceReplica { shard, old, .. } => format!("replica {old} of shard {shard} replaced"),
         MetaCommand::ReplicaJoined { shard, replica } => format!("replica {replica} of shard {shard} joined"),
+        MetaCommand::AddServer { host, base_port, .. } => format!("server at {host}:{base_port} added"),
+        MetaCommand::SetTenure { server, tenure } => format!("server {server} is {tenure:?}"),
+        MetaCommand::RemoveServer { server } => format!("server {server} removed"),
+        MetaCommand::MoveReplica { shard, old, server, .. } => {
+            format!("replica {old} of shard {shard} moves to server {server}")
+        }
+        MetaCommand::AddReplica { shard, server, .. } => {
+            format!("shard {shard} gets a replica on server {server}")
+        }
+        MetaCommand::RetireReplica { shard, replica } => {
+            format!("replica {replica} of shard {shard} retires")
+        }
+        MetaCommand::DropReplica { shard, replica } => format!("replica {replica} of shard {shard} given up"),
+        MetaCommand::ReplicaLeft { shard, replica } => format!("replica {replica} of shard {shard} left"),
+        MetaCommand::Prefer { shard, replica } => format!("replica {replica} of shard {shard} preferred"),
+        MetaCommand::WantReplicas { replicas } => format!("{replicas} replicas wanted"),
     }
 }

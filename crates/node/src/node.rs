@@ -36,7 +36,7 @@ use tracing::{error, info, warn};
 const ANNOUNCE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A server nobody heard of for this long is down, says the meta group's leader.
-const DOWN_AFTER: Duration = Duration::from_secs(2);
+pub(crate) const DOWN_AFTER: Duration = Duration::from_secs(2);
 
 /// The server that should found a group has this long before the others do it in its place.
 const FOUNDER_PATIENCE: Duration = Duration::from_secs(2);
@@ -414,8 +414,7 @@ impl Node {
                 Some(current) if *current == membership => return Ok(()),
                 Some(current) => return Err(AdoptError::Taken { cluster_id: current.cluster_id.clone() }),
                 None => {
-                    let mut adopted = identity.clone();
-                    adopted.cluster = Some(membership.clone());
+                    let adopted = identity.with(membership.clone());
                     adopted.save(&*self.0.platform.disk, &self.0.config.dir)?;
                     *identity = adopted;
                 }
@@ -437,10 +436,14 @@ impl Node {
             .iter()
             .map(|member| (member.server, Member { server: member.server, addr: member.addr.clone() }))
             .collect();
-        let founder = members.keys().next() == Some(&me.0);
-        self.spawn(found(group.clone(), members, founder));
-        self.spawn(self.clone().drive_meta(group, membership));
+        if !membership.joined {
+            let founder = members.keys().next() == Some(&me.0);
+            self.spawn(found(group.clone(), members, founder));
+        }
+        self.spawn(self.clone().drive_meta(group.clone(), membership));
+        self.spawn(self.clone().drive_servers(group, me));
         self.follow_members(me);
+        self.spawn(self.clone().balance_leaders());
         self.spawn(self.clone().announce(me));
         Ok(())
     }
@@ -474,7 +477,7 @@ impl Node {
             .unwrap_or(true)
     }
 
-    fn heard_within(&self, server: ServerId, bound: Duration) -> bool {
+    pub(crate) fn heard_within(&self, server: ServerId, bound: Duration) -> bool {
         self.0.heard.lock().get(&server).is_some_and(|heard| self.now().saturating_sub(*heard) <= bound)
     }
 
@@ -502,8 +505,8 @@ impl Node {
             inner.platform.observer.clone(),
         );
         let group = inner.host.open(GroupId(shard.group), me.0, Arc::clone(&replica) as _).await?;
-        // A group is founded by those who were there from the beginning. A shard in which one was replaced has been founded.
-        if shard.replicas.iter().all(|replica| replica.stage == Stage::Founder) {
+        // A group is founded by those who were there from the beginning. A shard in which one came or went has been founded.
+        if !shard.changed && shard.replicas.iter().all(|replica| replica.stage == Stage::Founder) {
             let founder = shard.replicas.first().is_some_and(|first| first.id == me);
             self.spawn(found(group.clone(), members(topology, shard), founder));
         }
@@ -588,6 +591,7 @@ impl Node {
             let silent_after = Duration::from_millis(self.0.config.timing.election_max_ms);
             let silent = others().map(|server| server.id).filter(|&id| !self.heard_within(id, silent_after));
             self.0.views.learn_silence(silent.collect());
+            peers.retain(|server, _| view.topology.server(*server).is_some());
             for server in others() {
                 let addr = server.peer_addr();
                 let node = &self;

@@ -78,6 +78,9 @@ pub(crate) struct Tenant {
     /// Why the log cannot be trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) doubt: Option<String>,
+    /// The replica left its shard: what is left of it is worth nothing, and it is never opened again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) gone: bool,
     /// Doubts that an operator has put aside.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     trusted: Vec<Trusted>,
@@ -115,7 +118,9 @@ impl Running {
         if let Some(before) = before {
             let went_down = !before.clean && (boot_id.is_empty() || before.boot_id != boot_id);
             state.replicas = before.replicas;
-            for tenant in state.replicas.values_mut().filter(|tenant| went_down && tenant.lazy) {
+            for tenant in
+                state.replicas.values_mut().filter(|tenant| went_down && tenant.lazy && !tenant.gone)
+            {
                 tenant.doubt.get_or_insert_with(|| UNCLEAN.to_owned());
             }
         }
@@ -131,8 +136,17 @@ impl Running {
 
     /// The log of a group, which is empty or this replica's, belongs to it from now on.
     pub(crate) fn occupy(&self, group: u64, replica: ReplicaId, lazy: bool) -> Result<(), RunningError> {
-        let tenant = Tenant { replica, lazy, doubt: None, trusted: Vec::new() };
+        let tenant = Tenant { replica, lazy, doubt: None, gone: false, trusted: Vec::new() };
         self.change(|state| state.replicas.insert(group, tenant)).map(|_| ())
+    }
+
+    /// The replica that the log of a group belongs to has left its shard.
+    pub(crate) fn vacate(&self, group: u64) -> Result<(), RunningError> {
+        self.change(|state| {
+            if let Some(tenant) = state.replicas.get_mut(&group) {
+                (tenant.gone, tenant.doubt) = (true, None);
+            }
+        })
     }
 
     /// An operator puts the doubt about a group's log aside.
@@ -235,6 +249,20 @@ mod tests {
         running.occupy(1, ReplicaId(9), true).unwrap();
         assert_eq!(doubted(&running), [0; 0]);
         assert_eq!(doubted(&load(&disk, "d")), [1], "the new one is no better than the old one");
+    }
+
+    #[test]
+    fn a_replica_that_left_is_remembered_and_not_doubted() {
+        let disk = MemoryDisk::default();
+        let running = ran(&disk);
+        running.vacate(1).unwrap();
+        running.vacate(9).unwrap();
+        let running = load(&disk.power_cut(0), "b");
+        let tenant = running.tenant(1).unwrap();
+        assert_eq!((tenant.replica, tenant.gone, tenant.doubt), (ReplicaId(1), true, None));
+        assert!(running.tenant(9).is_none() && !running.tenant(2).unwrap().gone);
+        running.occupy(1, ReplicaId(8), true).unwrap();
+        assert!(!running.tenant(1).unwrap().gone);
     }
 
     #[test]

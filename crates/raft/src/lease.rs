@@ -176,6 +176,10 @@ impl Lease {
 
     /// Rule 2. Called before the first request of a transfer is sent.
     pub(crate) fn give_up(&self, term: u64) {
+        #[cfg(feature = "bugs")]
+        if kvorum_bugs::has(kvorum_bugs::Bug::TransferKeepsLease) {
+            return;
+        }
         let mut facts = self.facts.lock();
         facts.given_up = facts.given_up.max(Some(term));
         if facts.vote.is_some_and(|vote| vote.term <= term) {

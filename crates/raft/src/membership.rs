@@ -89,27 +89,40 @@ impl Group {
         target: &BTreeMap<u64, Member>,
         patience: Duration,
     ) -> Result<(), MembershipError> {
-        let wanted: BTreeSet<u64> = target.keys().copied().collect();
-        if wanted.is_empty() {
+        self.set_voters(target, &target.keys().copied().collect(), patience).await
+    }
+
+    /// The same, and only some of the members vote.
+    pub async fn set_voters(
+        &self,
+        target: &BTreeMap<u64, Member>,
+        wanted: &BTreeSet<u64>,
+        patience: Duration,
+    ) -> Result<(), MembershipError> {
+        if wanted.is_empty() || !wanted.iter().all(|voter| target.contains_key(voter)) {
             return Err(MembershipError::NoMember);
         }
         let current = self.current_members()?;
         let mut missing = target.clone();
         missing.retain(|replica, _| !current.members.contains_key(replica));
         if !missing.is_empty() {
-            self.change(ChangeMembers::AddNodes(missing), current.guard, patience).await?;
+            self.change(ChangeMembers::AddNodes(missing), false, current.guard, patience).await?;
         }
         let current = self.current_members()?;
-        if current.joint || current.voters != wanted {
+        if current.joint || current.voters != *wanted {
             wanted.difference(&current.voters).try_for_each(|replica| self.may_vote(*replica))?;
-            self.change(ChangeMembers::ReplaceAllVoters(wanted.clone()), current.guard, patience).await?;
+            // Voters that leave do not stay as learners, unless some shall.
+            let retain =
+                current.voters.iter().any(|voter| !wanted.contains(voter) && target.contains_key(voter));
+            let change = ChangeMembers::ReplaceAllVoters(wanted.clone());
+            self.change(change, retain, current.guard, patience).await?;
         }
-        // Learners that the group has given up.
+        // Those that the group has given up.
         let current = self.current_members()?;
         let rest: BTreeSet<u64> =
-            current.members.into_keys().filter(|replica| !wanted.contains(replica)).collect();
+            current.members.into_keys().filter(|replica| !target.contains_key(replica)).collect();
         if !rest.is_empty() {
-            self.change(ChangeMembers::RemoveNodes(rest), current.guard, patience).await?;
+            self.change(ChangeMembers::RemoveNodes(rest), false, current.guard, patience).await?;
         }
         Ok(())
     }
@@ -164,11 +177,11 @@ impl Group {
     async fn change(
         &self,
         changes: ChangeMembers<u64, Member>,
+        retain: bool,
         guard: Precondition<Types>,
         patience: Duration,
     ) -> Result<(), MembershipError> {
-        // Voters that leave do not stay as learners.
-        let change = self.raft().change_membership_if(changes, false, [guard]);
+        let change = self.raft().change_membership_if(changes, retain, [guard]);
         match tokio::time::timeout(patience, change).await {
             Err(_) => Err(MembershipError::TimedOut),
             Ok(Ok(_)) => Ok(()),

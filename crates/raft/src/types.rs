@@ -175,6 +175,11 @@ pub(crate) fn membership_to_wire(membership: &Membership) -> wire::Membership {
 pub(crate) fn membership_from_wire(message: wire::Membership) -> Result<Membership, Malformed> {
     let voters: Vec<BTreeSet<u64>> =
         message.voters.into_iter().map(|voters| voters.replica.into_iter().collect()).collect();
+    #[cfg(feature = "bugs")]
+    let voters = match kvorum_bugs::has(kvorum_bugs::Bug::MembershipWithoutJoint) {
+        true => voters.into_iter().last().into_iter().collect(),
+        false => voters,
+    };
     let members: BTreeMap<u64, Member> = message
         .members
         .into_iter()

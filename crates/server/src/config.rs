@@ -98,6 +98,11 @@ settings! {
     /// How old the data may be that a follower answers with after READONLY, in milliseconds, before it answers
     /// MASTERDOWN [default: 10000]
     stale_read_limit_ms: u64 = 10_000,
+    /// How many seconds a server is down before its replicas are made anew on other servers, where there is room; 0 for never.
+    /// Give all servers the same [default: 600]
+    server_replace_after: u64 = 600,
+    /// Whether leaderships return to the preferred leaders when all has been well for a while [default: true]
+    leader_balance: bool = true,
     /// Bytes of a shard's log after which its state is written to disk and the log before it can go; more when the state
     /// is large [default: 67108864]
     snapshot_log_bytes: u64 = 64 << 20,
@@ -425,6 +430,10 @@ impl Config {
             );
             return refuse("stale-read-limit-ms", why);
         }
+        if self.server_replace_after != 0 && !(5..=31_536_000).contains(&self.server_replace_after) {
+            let why = format!("{} is neither 0 nor in 5..=31536000", self.server_replace_after);
+            return refuse("server-replace-after", why);
+        }
         if !(1 << 20..=1 << 40).contains(&self.snapshot_log_bytes) {
             let why = format!("{} is not in {}..={}", self.snapshot_log_bytes, 1 << 20, 1u64 << 40);
             return refuse("snapshot-log-bytes", why);
@@ -686,6 +695,7 @@ mod tests {
             ("write-timeout-ms = 99", "write-timeout-ms: 99 is not in"),
             ("failover-hold-ms = 600001", "failover-hold-ms: 600001 is above"),
             ("stale-read-limit-ms = 499", "stale-read-limit-ms: 499 is below election-timeout-max-ms (500)"),
+            ("server-replace-after = 4", "server-replace-after: 4 is neither 0 nor in 5..=31536000"),
             ("maxclients = 0", "maxclients: must be at least 1"),
             ("client-threads = 2000", "client-threads: 2000 is above 1024"),
             ("raft-threads = 2000", "raft-threads: 2000 is above 1024"),

@@ -27,10 +27,14 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{error, info};
 
 /// Peer port = base port + this.
 const PEER_PORT_OFFSET: u16 = 98;
+
+/// A port whose replica has left the server redirects clients for so long.
+const REDIRECTED_FOR: Duration = Duration::from_secs(30);
 
 /// Settings of the client ports. What the node knows (ports, data, timing) is asked of it.
 #[derive(Clone, Debug)]
@@ -162,6 +166,7 @@ pub async fn serve(
             } } => never,
             changed = shards.changed() => if changed.is_err() { break Ok(()) },
             changed = views.changed() => if changed.is_err() { break Ok(()) },
+            () = ports.next_closing() => {}
         }
     };
     ports.close().await;
@@ -249,6 +254,8 @@ struct OpenPort {
     /// Dropping it closes the port.
     stop: watch::Sender<()>,
     task: JoinHandle<()>,
+    /// Its replica has left this server: clients are redirected from here until then, and it closes.
+    closes: Option<Instant>,
 }
 
 impl Ports {
@@ -271,17 +278,35 @@ impl Ports {
                 info!(shard = id.0, replica, port = shared.port.number, "serving clients");
             }
         }
-        // In a larger cluster this server may have no replica of shard 0, and then nobody to answer for it.
-        let placed = server.server_id.zip(self.node.view()).is_some_and(|(server, view)| {
-            view.topology
-                .shard(BASE)
-                .is_some_and(|shard| shard.replicas.iter().all(|replica| replica.server != server))
-        });
-        if placed && let Some(port) = self.open.remove(&BASE) {
-            self.shown.write().remove(&BASE);
+        // In a larger cluster this server may have no replica of a shard, and then nobody to answer for it.
+        let Some((server, view)) = server.server_id.zip(self.node.view()) else { return Ok(()) };
+        let now = Instant::now();
+        for (id, port) in &mut self.open {
+            let placed = view.topology.shard(*id).is_none_or(|shard| shard.replica_on(server).is_some());
+            port.closes = match port.closes {
+                _ if placed => None,
+                // Nobody was served here yet.
+                None if port.shared.engine().is_none() => Some(now),
+                closes => closes.or(Some(now + REDIRECTED_FOR)),
+            };
+        }
+        let due = self.open.iter().filter(|(_, port)| port.closes.is_some_and(|closes| closes <= now));
+        let due: Vec<ShardId> = due.map(|(id, _)| *id).collect();
+        for id in due {
+            let Some(port) = self.open.remove(&id) else { continue };
+            self.shown.write().remove(&id);
+            info!(shard = id.0, port = port.shared.port.number, "no replica is here: the port closes");
             port.close().await;
         }
         Ok(())
+    }
+
+    /// Ends when the next port is to be closed.
+    async fn next_closing(&self) {
+        match self.open.values().filter_map(|port| port.closes).min() {
+            Some(closes) => tokio::time::sleep_until(closes).await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn open_port(&mut self, id: ShardId) -> Result<(), ServeError> {
@@ -301,7 +326,7 @@ impl Ports {
         let (stop, stopped) = watch::channel(());
         let task = tokio::spawn(listen(listener, Arc::clone(&shared), stopped));
         self.shown.write().insert(id, Arc::clone(&shared));
-        self.open.insert(id, OpenPort { shared, stop, task });
+        self.open.insert(id, OpenPort { shared, stop, task, closes: None });
         Ok(())
     }
 

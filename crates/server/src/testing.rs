@@ -71,11 +71,14 @@ impl Scripted {
                 .zip(servers)
                 .map(|(n, id)| {
                     let host = format!("10.0.0.{n}");
-                    (id, Server { id, host, base_port: 7000, peer: None, up: true })
+                    let (peer, hex, tenure) = (None, None, kvorum_cluster::Tenure::Settled);
+                    (id, Server { id, host, base_port: 7000, peer, up: true, hex, tenure })
                 })
                 .collect(),
             shards: place(&servers, shards, 3, 1),
             last_replica: 0,
+            last_server: 0,
+            wanted_replicas: 0,
         };
         let topology = Arc::new(Topology::new(layout).unwrap());
         let shard = topology.shard(ShardId(0)).unwrap();

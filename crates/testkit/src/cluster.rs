@@ -32,6 +32,8 @@ const LOG_TAIL_LINES: usize = 40;
 pub struct Shape {
     /// Number of servers.
     pub servers: u16,
+    /// Servers that are laid out behind those, belong to no cluster, and do not run until they are started.
+    pub spares: u16,
     /// Number of shards.
     pub shards: u16,
     /// `cluster` or `standalone`.
@@ -61,6 +63,7 @@ impl Default for Shape {
     fn default() -> Shape {
         Shape {
             servers: 3,
+            spares: 0,
             shards: 3,
             mode: "cluster",
             durability: "quorum-fsync",
@@ -139,14 +142,14 @@ impl Cluster {
         let ports = PortBlock::take()?;
         let base = ports.base();
         let standalone = shape.mode == "standalone";
-        let numbers = 1..=shape.servers;
+        let numbers = 1..=shape.servers + shape.spares;
         let loopback =
             Map::new(numbers.clone().map(|_| LOOPBACK.to_owned()).collect(), shape.shards, standalone, base);
         let (wires, map) = match shape.network {
             Network::Direct => (Wires::Direct, loopback),
             Network::Proxied => (Wires::Proxied(Proxies::start(&loopback)?), loopback),
             Network::Namespaces => {
-                let namespaces = Namespaces::make(shape.servers)?;
+                let namespaces = Namespaces::make(shape.servers + shape.spares)?;
                 let hosts = numbers.map(|number| namespaces.address(number)).collect();
                 (Wires::Namespaces(namespaces), Map::new(hosts, shape.shards, standalone, base))
             }
@@ -162,9 +165,9 @@ impl Cluster {
             dir: Some(dir),
         };
         let data = cluster.dir().to_owned();
-        let Shape { servers, shards, mode, durability, .. } = &cluster.shape;
+        let Shape { servers, spares, shards, mode, durability, .. } = &cluster.shape;
         let arguments = [
-            ("--servers", servers.to_string()),
+            ("--servers", (servers + spares).to_string()),
             ("--shards", shards.to_string()),
             ("--base-port", base.to_string()),
             ("--durability", (*durability).to_owned()),
@@ -176,7 +179,7 @@ impl Cluster {
             prepare.args([*flag, value]);
         }
         succeed(&mut prepare)?;
-        for number in 1..=cluster.shape.servers {
+        for number in 1..=servers + spares {
             let config = data.join(format!("server-{number}")).join("kvorum.toml");
             let mut text =
                 std::fs::read_to_string(&config).with_context(|| format!("{}", config.display()))?;
@@ -198,18 +201,14 @@ impl Cluster {
     }
 
     async fn bring_up(&mut self) -> Result<()> {
-        for number in self.numbers() {
+        let founders = 1..=self.shape.servers;
+        for number in founders.clone() {
             self.spawn(number)?;
         }
-        let peers: Vec<String> = self.numbers().map(|n| self.peer_addr(n)).collect();
-        for (number, peer) in self.numbers().zip(&peers) {
-            self.wait(&format!("server {number} listens on {peer}"), async |cluster: &mut Cluster| {
-                cluster.check_running(number)?;
-                tokio::net::TcpStream::connect(peer).await.context("connecting")?;
-                Ok(())
-            })
-            .await?;
+        for number in founders.clone() {
+            self.listens(number).await?;
         }
+        let peers: Vec<String> = founders.map(|n| self.peer_addr(n)).collect();
         let mut create = Command::new(&self.program);
         create.args(["cluster", "create", "--servers", &peers.join(",")]);
         create.args(["--shards", &self.shape.shards.to_string()]);
@@ -392,6 +391,37 @@ impl Cluster {
         self.kill(number)?;
         self.server_mut(number).boots += 1;
         Ok(())
+    }
+
+    /// Takes everything from a server that does not run but its configuration: it is a new one when it starts.
+    ///
+    /// # Errors
+    /// When it runs, or the files cannot be removed.
+    pub fn wipe(&mut self, number: u16) -> Result<()> {
+        ensure!(self.server(number).process.is_none(), "server {number} runs");
+        for entry in std::fs::read_dir(self.server_dir(number))? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+            } else if entry.path() != self.server(number).config && entry.path() != self.log_path(number) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a server listens for its peers.
+    ///
+    /// # Errors
+    /// After [`LIMIT`], or when it has ended.
+    pub async fn listens(&mut self, number: u16) -> Result<()> {
+        let peer = self.peer_addr(number);
+        self.wait(&format!("server {number} listens on {peer}"), async |cluster: &mut Cluster| {
+            cluster.check_running(number)?;
+            tokio::net::TcpStream::connect(&peer).await.context("connecting")?;
+            Ok(())
+        })
+        .await
     }
 
     /// Waits until every shard has a leader that serves, and every running server agrees on who that is.

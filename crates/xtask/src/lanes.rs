@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 23] = [
+pub(crate) const END_TO_END: [&str; 24] = [
     "first_slice",
     "standalone",
     "metrics",
@@ -38,6 +38,7 @@ pub(crate) const END_TO_END: [&str; 23] = [
     "linearizable",
     "crash_loop",
     "power_loss",
+    "membership",
     "catch_up",
     "partition",
     "namespaces",

@@ -5,7 +5,7 @@
 //! suspended, and its time runs out.
 
 use crate::judge::Expiring;
-use crate::server::Directory;
+use crate::server::{Directory, machine_at};
 use crate::trace::{Trace, say};
 use kvorum_cluster::{Intent, Route, route};
 use kvorum_keyspace::{Sink, Slot, lookup, slot_of};
@@ -425,7 +425,7 @@ async fn serve(node: Node, argv: Vec<Vec<u8>>, misrouted: bool) -> Served {
     } else {
         match route(&view, replica.id, [slot].into_iter(), intent, false) {
             Route::Local => {}
-            Route::Moved { host, .. } => return Served::Moved(server_of(&host)),
+            Route::Moved { host, .. } => return Served::Moved(machine_at(&host).unwrap_or(1)),
             _ => return Served::Hold,
         }
     }
@@ -457,8 +457,4 @@ async fn serve(node: Node, argv: Vec<Vec<u8>>, misrouted: bool) -> Served {
         Some(reply) => Served::Told(Told::Reply(reply)),
         None => Served::Told(Told::Unknown),
     }
-}
-
-fn server_of(host: &str) -> u64 {
-    host.rsplit('.').next().and_then(|last| last.parse().ok()).unwrap_or(1)
 }

@@ -11,6 +11,7 @@ mod clock;
 mod entropy;
 mod judge;
 mod nemesis;
+mod operator;
 mod run;
 mod server;
 mod trace;

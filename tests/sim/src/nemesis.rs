@@ -1,14 +1,17 @@
 //! What goes wrong: a seeded row of faults, several at a time, each with its end.
 //!
 //! A process that ends because its log failed is started again like one that was killed. What is left out: bytes that flip on a
-//! disk (a server that finds them refuses to start, which is for an operator), and the loss of a disk.
+//! disk (a server that finds them refuses to start, which is for an operator).
+//!
+//! In some runs operators are at work meanwhile ([`Restless`]): servers join, leave, lose their disks, stay away.
 
 use crate::judge::Judge;
-use crate::server::{Directory, Machine};
+use crate::operator::{Operator, PATIENCE, topology};
+use crate::server::{Directory, Machine, machine_at};
 use crate::trace::{Trace, say};
-use kvorum_cluster::Durability;
+use kvorum_cluster::{Durability, ServerId, ShardId, Stage, Topology};
 use kvorum_raft::LocalNetwork;
-use kvorum_raft::disk::Fault;
+use kvorum_raft::disk::{Fault, MemoryDisk};
 use kvorum_testkit::random::Random;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +21,19 @@ use tokio::time::Instant;
 
 /// A server that lost its memory is back as new replicas within this time, or it is not in this run.
 const REPLACEMENT: Duration = Duration::from_secs(60);
+
+/// What operators do in a run beside what goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Restless {
+    /// Nothing.
+    Not,
+    /// Servers join and leave.
+    Moving,
+    /// One server loses its disk, and comes back as another.
+    Wiped,
+    /// A server that is down for long is made up for.
+    Away,
+}
 
 /// Ends a fault, or begins what follows from it.
 #[derive(Clone, Debug)]
@@ -29,6 +45,14 @@ enum Later {
     Space(u64),
     /// The power that a disk operation was to lose goes now, at the latest.
     PowerLoss(u64),
+    /// The leader of a shard and a replica that comes are cut off from all others, once there are such; how often it is still looked.
+    Island(u32),
+    /// A server is killed and starts again.
+    Stumble(u64),
+    /// A server is cut off from all others.
+    Isolate(u64),
+    /// A server loses its disk, and the leader of its shard is cut off.
+    Wipe(u64),
 }
 
 /// The machines and what is done to them.
@@ -45,10 +69,16 @@ pub(crate) struct Nemesis {
     scheduled: u64,
     /// With `quorum-memory`, no second server loses power before this.
     power_holds_until: Instant,
+    /// Nothing new goes wrong before this.
+    calm_until: Instant,
     /// Processes that ended by themselves: the server, and which of its starts it was.
     failed: mpsc::UnboundedSender<(u64, u64)>,
     failures: mpsc::UnboundedReceiver<(u64, u64)>,
     pub(crate) faults: BTreeMap<&'static str, u64>,
+    pub(crate) restless: Restless,
+    /// The machines whose servers belong to the cluster from the beginning.
+    pub(crate) founders: u64,
+    pub(crate) operator: Operator,
 }
 
 impl Nemesis {
@@ -58,12 +88,22 @@ impl Nemesis {
         network: LocalNetwork,
         judge: Arc<Judge>,
         trace: Trace,
+        (restless, founders): (Restless, u64),
     ) -> Nemesis {
         let (failed, failures) = mpsc::unbounded_channel();
+        let directory = Directory::default();
+        let operator = Operator {
+            directory: directory.clone(),
+            trace: trace.clone(),
+            closing: Arc::default(),
+            machines: machines.len() as u64,
+            random: Random::new(seed ^ 0x6f70_6572_6174_6f72),
+            patience: PATIENCE,
+        };
         Nemesis {
             machines,
             network,
-            directory: Directory::default(),
+            directory,
             judge,
             trace,
             suspended: watch::Sender::new(BTreeSet::new()),
@@ -72,10 +112,129 @@ impl Nemesis {
             schedule: BTreeMap::new(),
             scheduled: 0,
             power_holds_until: Instant::now(),
+            calm_until: Instant::now(),
             failed,
             failures,
             faults: BTreeMap::new(),
+            restless,
+            founders,
+            operator,
         }
+    }
+
+    /// An operator with dice of its own.
+    fn operator(&mut self) -> Operator {
+        Operator { random: Random::new(self.random.next()), ..self.operator.clone() }
+    }
+
+    fn topology(&self) -> Option<Arc<Topology>> {
+        topology(&self.directory, self.machines.len() as u64)
+    }
+
+    /// What operators do in between.
+    fn operate(&mut self) -> Option<&'static str> {
+        let topology = self.topology()?;
+        let spare = (self.founders + 1..=self.machines.len() as u64).find(|machine| {
+            let process = self.directory.get(*machine);
+            process.is_some_and(|process| process.node.server().server_id.is_none())
+        });
+        match (self.restless, self.random.below(4)) {
+            (Restless::Not, _) => None,
+            (_, 0 | 1) if spare.is_some() => {
+                let operator = self.operator();
+                tokio::spawn(operator.join(spare?));
+                self.later(50, 600, Later::Island(60));
+                Some("join")
+            }
+            (Restless::Moving, 2) => {
+                let operator = self.operator();
+                tokio::spawn(operator.spread());
+                self.later(0, 300, Later::Island(60));
+                Some("rebalance")
+            }
+            (Restless::Moving, _) => {
+                let servers: Vec<u64> = topology.servers.keys().map(|server| server.0).collect();
+                let server = servers[self.random.below(servers.len() as u64) as usize];
+                let operator = self.operator();
+                tokio::spawn(operator.leave(server));
+                self.later(0, 300, Later::Island(60));
+                Some("leave")
+            }
+            (Restless::Wiped, _) if !self.faults.contains_key("wipe") => {
+                let shard = topology.shards.first()?;
+                let leader = self.leader_of(shard.id)?;
+                let followers =
+                    shard.replicas.iter().filter_map(|replica| machine_of(&topology, replica.server));
+                let followers: Vec<u64> = followers.filter(|machine| *machine != leader).collect();
+                let (wiped, behind) = match self.random.below(2) {
+                    0 => (*followers.first()?, *followers.last()?),
+                    _ => (*followers.last()?, *followers.first()?),
+                };
+                say!(self.trace, "nemesis: {behind} cut off, then {wiped} loses its disk");
+                self.network.isolate(behind);
+                self.later(300, 1200, Later::Wipe(wiped));
+                Some("wipe")
+            }
+            (Restless::Away, _) => {
+                let server = self.any();
+                say!(self.trace, "nemesis: {server} is away for long");
+                self.kill(server);
+                self.later(3000, 7000, Later::Start(server));
+                Some("away")
+            }
+            (Restless::Wiped, _) => None,
+        }
+    }
+
+    /// Cuts the leader of a shard and a replica that comes to it off from all others; whether there are such.
+    fn cut_island(&mut self) -> Option<()> {
+        let topology = self.topology()?;
+        let (shard, coming) =
+            topology.all_replicas().find(|(_, replica)| replica.stage == Stage::Incoming)?;
+        let coming = machine_of(&topology, coming.server)?;
+        let leader = self.leader_of(shard.id)?;
+        say!(self.trace, "nemesis: {leader} and {coming} on an island");
+        for other in self.servers().into_iter().filter(|other| ![leader, coming].contains(other)) {
+            self.network.cut(other, leader);
+            self.network.cut(other, coming);
+        }
+        self.later(300, 600, Later::Stumble(leader));
+        self.later(300, 600, Later::Stumble(coming));
+        self.later(2500, 4000, Later::Heal);
+        *self.faults.entry("island").or_default() += 1;
+        Some(())
+    }
+
+    /// The machine that leads a shard.
+    fn leader_of(&self, shard: ShardId) -> Option<u64> {
+        let leads = |machine: &&Machine| {
+            let here = machine.process.as_ref().and_then(|process| process.node.shard(shard));
+            here.is_some_and(|shard| shard.serves())
+        };
+        Some(self.machines.values().find(leads)?.id)
+    }
+
+    async fn wipe(&mut self, number: u64) {
+        let Some(machine) = self.machines.get_mut(&number) else { return };
+        let server = machine.process.as_ref().and_then(|process| process.node.server().server_id);
+        // Founders have the numbers of their machines.
+        let server = server.map_or(number, |server| server.0);
+        machine.kill(&self.network, &self.directory);
+        machine.disk = MemoryDisk::default();
+        machine.store = Arc::default();
+        self.resume(number);
+        // Who was behind is back, and who has everything is away, for long.
+        self.network.heal();
+        self.schedule.retain(|_, later| !matches!(later, Later::Heal));
+        let leader = self.leader_of(ShardId(0)).unwrap_or(number);
+        say!(self.trace, "nemesis: {number} loses its disk, leader {leader} is cut off");
+        self.network.isolate(leader);
+        self.later(4000, 6000, Later::Heal);
+        self.calm_until = Instant::now() + Duration::from_secs(4);
+        self.set_delays(number, 0, 3);
+        self.start(number).await;
+        let operator = self.operator();
+        tokio::spawn(operator.replace(number, server));
     }
 
     fn servers(&self) -> Vec<u64> {
@@ -226,13 +385,26 @@ impl Nemesis {
     }
 
     async fn act(&mut self, later: Later) {
-        say!(self.trace, "nemesis: {later:?}");
+        if !matches!(later, Later::Island(_)) {
+            say!(self.trace, "nemesis: {later:?}");
+        }
         match later {
             Later::Start(server) => self.start(server).await,
             Later::Heal => self.network.heal(),
             Later::Resume(server) => self.resume(server),
             Later::Steady(server) => self.set_delays(server, 0, 3),
             Later::Space(server) => self.machines[&server].disk.set_capacity(u64::MAX),
+            Later::Island(looks) => {
+                if self.cut_island().is_none() && looks > 0 {
+                    self.later(5, 50, Later::Island(looks - 1));
+                }
+            }
+            Later::Stumble(server) => {
+                self.kill(server);
+                self.later(0, 40, Later::Start(server));
+            }
+            Later::Isolate(server) => self.network.isolate(server),
+            Later::Wipe(server) => self.wipe(server).await,
             Later::PowerLoss(server) => {
                 self.lose_power(server);
                 self.later(0, 500, Later::Start(server));
@@ -247,6 +419,15 @@ impl Nemesis {
     }
 
     async fn begin_fault(&mut self) {
+        if Instant::now() < self.calm_until {
+            return;
+        }
+        if self.restless != Restless::Not && self.random.below(3) == 0 {
+            if let Some(name) = self.operate() {
+                *self.faults.entry(name).or_default() += 1;
+            }
+            return;
+        }
         let name = match self.random.below(14) {
             0 | 1 => {
                 let servers = self.some();
@@ -361,6 +542,11 @@ impl Nemesis {
                     let environment = process.environment.clone();
                     environment.spawn(async move { process.node.hand_over().await });
                 }
+                // Who hands over does not hear what came of it.
+                if self.random.below(2) == 0 {
+                    self.later(0, 30, Later::Isolate(leader));
+                    self.later(500, 2000, Later::Heal);
+                }
                 "handover"
             }
         };
@@ -396,4 +582,9 @@ impl Nemesis {
             self.start(server).await;
         }
     }
+}
+
+/// The machine of a server.
+fn machine_of(topology: &Topology, server: ServerId) -> Option<u64> {
+    machine_at(&topology.server(server)?.host)
 }

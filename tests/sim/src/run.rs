@@ -6,10 +6,13 @@ use crate::judge::{
     Judge, invariant_acknowledged_writes_readable, invariant_expired_never_returns,
     invariant_leases_never_overlap, invariant_no_effect_twice,
 };
-use crate::nemesis::Nemesis;
+use crate::nemesis::{Nemesis, Restless};
+use crate::operator::topology;
 use crate::server::{Directory, Machine, base_port, host};
 use crate::trace::{Trace, say};
-use kvorum_cluster::{Create, Durability, MetaCommand, Mode, NewServer, ReplicaId, ServerId, ShardId};
+use kvorum_cluster::{
+    Create, Durability, MetaCommand, Mode, NewServer, ReplicaId, ServerId, ShardId, Tenure,
+};
 use kvorum_node::Call;
 use kvorum_proto::admin as rpc;
 use kvorum_raft::disk::MemoryDisk;
@@ -29,6 +32,8 @@ const WAR: Duration = Duration::from_secs(12);
 const RECOVERY: Duration = Duration::from_secs(8);
 /// After that and the last write, all replicas are there and equal within this time.
 const LEVELLING: Duration = Duration::from_secs(20);
+/// After that, every server and replica that was on its way has arrived or is gone within this time.
+const SETTLING: Duration = Duration::from_secs(60);
 /// How often every process is looked at.
 const SAMPLING: Duration = Duration::from_millis(3);
 
@@ -59,7 +64,20 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
     let shards = 1 + random.below(2) as u16;
     let durability = if random.below(4) == 0 { Durability::QuorumMemory } else { Durability::QuorumFsync };
     let judge = Arc::new(Judge::new(durability));
+    let restless = match random.below(9) {
+        0 | 1 => Restless::Moving,
+        2 | 4 if durability == Durability::QuorumFsync => Restless::Wiped,
+        3 => Restless::Away,
+        _ => Restless::Not,
+    };
+    let spares = if restless == Restless::Not { 0 } else { 2 };
+    let machines = servers + spares;
+    // Longer than a restart, much shorter than an absence.
+    let replace_after = Duration::from_secs(if restless == Restless::Away { 2 } else { 0 });
     let network = LocalNetwork::new();
+    for machine in 1..=machines {
+        network.name(&format!("{}:7098", host(machine)), machine);
+    }
     let weather = Weather {
         shortest: Duration::from_micros(50 + random.below(500)),
         longest: Duration::from_micros(600 + random.below(15_000)),
@@ -69,7 +87,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         garbled_permille: random.below(300),
     };
     network.set_weather(weather, random.next());
-    let machines = (1..=servers)
+    let all = (1..=machines)
         .map(|id| {
             let booted = Duration::from_secs(100 + random.below(1_000_000));
             let drift_ppm = random.below(100_000).cast_signed() - 50_000;
@@ -82,26 +100,29 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
                 starts: 0,
                 boots: 1,
                 suspended: false,
+                replace_after,
             };
             (id, machine)
         })
         .collect();
-    let mut nemesis = Nemesis::new(seed, machines, network, Arc::clone(&judge), trace.clone());
+    let mut nemesis =
+        Nemesis::new(seed, all, network, Arc::clone(&judge), trace.clone(), (restless, servers));
     let town = Town {
         directory: nemesis.directory.clone(),
-        servers,
+        servers: machines,
         suspended: nemesis.suspended.subscribe(),
         trace: trace.clone(),
         events: Arc::default(),
         books: Arc::default(),
-        closing: Arc::default(),
+        closing: Arc::clone(&nemesis.operator.closing),
     };
-    for server in 1..=servers {
+    for server in 1..=machines {
         nemesis.set_delays(server, 0, 3);
         nemesis.start(server).await;
     }
     judge.hold(found(&nemesis, servers, shards, durability, &mut random).await);
-    let sampler = tokio::spawn(sample(nemesis.directory.clone(), servers, Arc::clone(&judge), trace.clone()));
+    let sampler =
+        tokio::spawn(sample(nemesis.directory.clone(), machines, Arc::clone(&judge), trace.clone()));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| tokio::spawn(Client::new(town.clone(), number, random.next()).work()))
         .collect();
@@ -109,6 +130,16 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
     nemesis.rage(Instant::now() + WAR, true).await;
     nemesis.make_peace().await;
     nemesis.rage(Instant::now() + RECOVERY, false).await;
+    if restless != Restless::Not {
+        let deadline = Instant::now() + SETTLING;
+        while let Err(why) = has_settled(&nemesis) {
+            if Instant::now() >= deadline || judge.violation().is_some() {
+                judge.hold(Err(why));
+                break;
+            }
+            nemesis.rage(Instant::now() + Duration::from_millis(500), false).await;
+        }
+    }
     town.closing.store(true, std::sync::atomic::Ordering::Relaxed);
     for client in clients {
         judge.hold(client.await.map_err(|error| format!("a client ended badly: {error}")));
@@ -119,7 +150,7 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
     sampler.abort();
     let books = town.books.lock();
     let summary = format!(
-        "{servers} servers, {shards} shards, {durability}, {} operations ({} refused, {} unknown), {} entries, faults {:?}",
+        "{servers} servers, {shards} shards, {durability}, {restless:?}, {} operations ({} refused, {} unknown), {} entries, faults {:?}",
         books.operations,
         books.refused,
         books.unknown,
@@ -162,6 +193,7 @@ async fn found(
             server_id: server,
             meta_members: members.clone(),
             create: create.clone().into(),
+            joins: false,
         };
         let process = nemesis.directory.get(server).ok_or("a server did not start")?;
         let node = process.node.clone();
@@ -255,12 +287,36 @@ async fn audit(town: &Town, nemesis: &Nemesis, shards: u16, seed: u64) -> Result
     }
 }
 
+/// Nobody is on the way any more.
+fn has_settled(nemesis: &Nemesis) -> Result<(), String> {
+    let topology =
+        topology(&nemesis.directory, nemesis.machines.len() as u64).ok_or("nobody has a topology")?;
+    for server in topology.servers.values() {
+        if server.tenure != Tenure::Settled {
+            return Err(format!("servers come to rest: server {} is {:?}", server.id, server.tenure));
+        }
+        if !server.up {
+            return Err(format!("servers come to rest: server {} is down", server.id));
+        }
+    }
+    for shard in &topology.shards {
+        if shard.replicas.len() != 3 || shard.replicas.iter().any(|replica| !replica.stage.is_settled()) {
+            return Err(format!("replicas come to rest: shard {}: {:?}", shard.id, shard.replicas));
+        }
+    }
+    Ok(())
+}
+
 fn replicas_are_equal(nemesis: &Nemesis) -> Result<(), String> {
+    let topology =
+        topology(&nemesis.directory, nemesis.machines.len() as u64).ok_or("nobody has a topology")?;
     let mut states: BTreeMap<ShardId, BTreeMap<u64, (u64, u64)>> = BTreeMap::new();
     for machine in nemesis.machines.values() {
         let process =
             machine.process.as_ref().ok_or_else(|| format!("server {} is not there", machine.id))?;
-        for (id, shard) in process.node.shards().borrow().iter() {
+        // Who was taken out may not know yet that what it has is worth nothing.
+        let me = process.node.server().server_id.filter(|me| topology.server(*me).is_some());
+        for (id, shard) in process.node.shards().borrow().iter().filter(|_| me.is_some()) {
             let checksum = shard.with_keyspace(kvorum_keyspace::Keyspace::checksum);
             states.entry(*id).or_default().insert(machine.id, (shard.status().applied, checksum));
         }

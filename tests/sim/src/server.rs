@@ -30,6 +30,8 @@ pub(crate) struct Machine {
     pub(crate) boots: u64,
     /// Client calls wait while it is suspended.
     pub(crate) suspended: bool,
+    /// How long a server is down before its replicas are made anew on others.
+    pub(crate) replace_after: Duration,
 }
 
 /// A running server.
@@ -70,18 +72,19 @@ impl Contact for SimContact {
     fn call(
         &self,
         to: ServerId,
-        _addr: &str,
+        addr: &str,
         call: Call,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Answer, String>> {
         let (from, network, directory) = (self.from, self.network.clone(), self.directory.clone());
+        let to = addr.split(':').next().and_then(machine_at).unwrap_or(to.0);
         let exchange = async move {
-            network.travel(from, to.0).await.map_err(|error| error.to_string())?;
-            let process = directory.get(to.0).ok_or_else(|| "nobody listens".to_owned())?;
+            network.travel(from, to).await.map_err(|error| error.to_string())?;
+            let process = directory.get(to).ok_or_else(|| "nobody listens".to_owned())?;
             let node = process.node.clone();
             let answer = process.environment.spawn(async move { node.answer(call).await });
             let answer = answer.await.map_err(|_| "the process has ended".to_owned())??;
-            network.travel(to.0, from).await.map_err(|error| error.to_string())?;
+            network.travel(to, from).await.map_err(|error| error.to_string())?;
             Ok(answer)
         };
         async move {
@@ -118,7 +121,7 @@ impl Machine {
             time: self.clock.clone() as Arc<dyn TimeSource>,
             boot_id: format!("{}-{}", self.id, self.boots),
         };
-        let starting = environment.spawn(Node::start_with(config(self.id), platform));
+        let starting = environment.spawn(Node::start_with(config(self.id, self.replace_after), platform));
         let node = match starting.await {
             Ok(Ok(node)) => node,
             Ok(Err(error)) => return Err(error.to_string()),
@@ -140,7 +143,7 @@ impl Machine {
     }
 }
 
-fn config(id: u64) -> NodeConfig {
+fn config(id: u64, replace_after: Duration) -> NodeConfig {
     let mut config = NodeConfig::new(PathBuf::from("/data"), &host(id), base_port());
     config.wal = WalConfig {
         segment_bytes: 64 << 10,
@@ -163,11 +166,18 @@ fn config(id: u64) -> NodeConfig {
     };
     config.write_timeout = Duration::from_secs(3);
     config.chunk_bytes = 32;
+    config.server_replace_after = replace_after;
+    config.leader_balance = Some(Duration::from_secs(1));
     config
 }
 
 pub(crate) fn host(id: u64) -> String {
     format!("10.0.0.{id}")
+}
+
+/// The machine at an address.
+pub(crate) fn machine_at(host: &str) -> Option<u64> {
+    host.rsplit('.').next()?.parse().ok()
 }
 
 pub(crate) fn base_port() -> u16 {

@@ -1,7 +1,7 @@
 use crate::support::{create, created};
 use kvorum_cluster::{
     Create, Durability, MetaCommand, MetaError, MetaFault, MetaMachine, MetaRefusal, Mode, ReplicaId,
-    ServerId, ShardId, Stage, TopologyError,
+    ServerId, ShardId, Stage, Tenure, TopologyError,
 };
 use proptest::prelude::*;
 
@@ -118,7 +118,7 @@ fn unknown_entries_are_faults() {
         Err(MetaError::Fault(fault)) => fault,
         other => panic!("no fault: {other:?}"),
     };
-    assert_eq!(fault(r#"{"format":3,"anything":[]}"#), MetaFault::UnknownFormat(3));
+    assert_eq!(fault(r#"{"format":4,"anything":[]}"#), MetaFault::UnknownFormat(4));
     for entry in [
         "",
         "{}",
@@ -164,6 +164,34 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
             shard: ShardId(shard),
             replica: ReplicaId(replica)
         }),
+        (0u16..3, 0u64..20, server.clone(), any::<u64>(), 0u8..6).prop_map(
+            |(shard, replica, server, id_seed, which)| {
+                let (shard, replica) = (ShardId(shard), ReplicaId(replica));
+                match which {
+                    0 => MetaCommand::MoveReplica { shard, old: replica, server, id_seed },
+                    1 => MetaCommand::AddReplica { shard, server, id_seed },
+                    2 => MetaCommand::RetireReplica { shard, replica },
+                    3 => MetaCommand::DropReplica { shard, replica },
+                    4 => MetaCommand::ReplicaLeft { shard, replica },
+                    _ => MetaCommand::Prefer { shard, replica },
+                }
+            }
+        ),
+        (server.clone(), 0u8..4, any::<bool>()).prop_map(|(server, which, parting)| match which {
+            0 => MetaCommand::RemoveServer { server },
+            1 => MetaCommand::WantReplicas { replicas: 2 },
+            2 => MetaCommand::AddServer {
+                hex: format!("{:040x}", server.0),
+                host: "b".to_owned(),
+                base_port: 7000 + 100 * u16::try_from(server.0).unwrap(),
+                peer: None,
+                tenure: Tenure::Settling,
+            },
+            _ => {
+                let tenure = if parting { Tenure::Leaving } else { Tenure::Settled };
+                MetaCommand::SetTenure { server, tenure }
+            }
+        }),
         (server.clone(), any::<bool>()).prop_map(|(server, up)| MetaCommand::ServerUp { server, up }),
         (server, "[a-b ]{0,2}", prop_oneof![Just(0u16), 7000..7600u16]).prop_map(
             |(server, host, base_port)| {
@@ -181,6 +209,7 @@ proptest! {
         let (mut one, mut two) = (MetaMachine::new(), MetaMachine::new());
         let mut before = None;
         let mut given = std::collections::BTreeSet::new();
+        let mut given_servers = std::collections::BTreeSet::new();
         for (index, command) in log.iter().enumerate() {
             let entry = command.encode();
             prop_assert_eq!(&MetaCommand::decode(&entry).unwrap(), command);
@@ -199,6 +228,12 @@ proptest! {
             };
             let (was, is) = (before.as_ref().map(ids).unwrap_or_default(), now.as_ref().map(ids).unwrap_or_default());
             prop_assert!(is.difference(&was).all(|&id| given.insert(id)));
+            let servers = |topology: &std::sync::Arc<kvorum_cluster::Topology>| {
+                topology.servers.keys().copied().collect::<std::collections::BTreeSet<_>>()
+            };
+            let was = before.as_ref().map(servers).unwrap_or_default();
+            let is = now.as_ref().map(servers).unwrap_or_default();
+            prop_assert!(is.difference(&was).all(|&id| given_servers.insert(id)));
             before = now;
         }
     }
@@ -326,4 +361,46 @@ fn the_log_entry_of_a_replacement_is_of_a_format_of_its_own() {
     assert!(after.contains(r#""stage":"joining""#) && after.contains(r#""last_replica":4"#), "{after}");
     let restored = MetaMachine::restore(&meta.snapshot()).unwrap();
     assert_eq!(restored, meta);
+}
+
+/// The form of the entries by which servers come and go.
+#[test]
+fn entries_of_servers_that_come_and_go() {
+    let (shard, replica, server) = (ShardId(1), ReplicaId(4), ServerId(7));
+    let id_seed = 9;
+    let commands = [
+        MetaCommand::AddServer {
+            hex: "0a".to_owned(),
+            host: "db7".to_owned(),
+            base_port: 7100,
+            peer: None,
+            tenure: Tenure::Settling,
+        },
+        MetaCommand::SetTenure { server, tenure: Tenure::LeavingWithFewer },
+        MetaCommand::RemoveServer { server },
+        MetaCommand::MoveReplica { shard, old: replica, server, id_seed },
+        MetaCommand::AddReplica { shard, server, id_seed },
+        MetaCommand::RetireReplica { shard, replica },
+        MetaCommand::DropReplica { shard, replica },
+        MetaCommand::ReplicaLeft { shard, replica },
+        MetaCommand::Prefer { shard, replica },
+        MetaCommand::WantReplicas { replicas: 3 },
+    ];
+    let forms = [
+        r#"{"add_server":{"hex":"0a","host":"db7","base_port":7100,"tenure":"settling"}}"#,
+        r#"{"set_tenure":{"server":7,"tenure":"leaving-with-fewer"}}"#,
+        r#"{"remove_server":{"server":7}}"#,
+        r#"{"move_replica":{"shard":1,"old":4,"server":7,"id_seed":9}}"#,
+        r#"{"add_replica":{"shard":1,"server":7,"id_seed":9}}"#,
+        r#"{"retire_replica":{"shard":1,"replica":4}}"#,
+        r#"{"drop_replica":{"shard":1,"replica":4}}"#,
+        r#"{"replica_left":{"shard":1,"replica":4}}"#,
+        r#"{"prefer":{"shard":1,"replica":4}}"#,
+        r#"{"want_replicas":{"replicas":3}}"#,
+    ];
+    for (command, form) in commands.iter().zip(forms) {
+        let entry = format!(r#"{{"format":3,"command":{form}}}"#);
+        assert_eq!(String::from_utf8(command.encode()).unwrap(), entry);
+        assert_eq!(&MetaCommand::decode(entry.as_bytes()).unwrap(), command);
+    }
 }

@@ -1,4 +1,6 @@
-//! Three whole servers in this process on paused time, whose machines lose power.
+//! Whole servers in this process on paused time, whose machines lose power, come and go.
+
+mod servers;
 
 use crate::testing::{Text, batch};
 use crate::{Answer, Call, Contact, Node, NodeConfig, Platform, Role, Shard, TimeSource, WalConfig};
@@ -45,17 +47,20 @@ impl Contact for LocalContact {
     fn call(
         &self,
         to: ServerId,
-        _: &str,
+        addr: &str,
         call: Call,
         patience: Duration,
     ) -> BoxFuture<'static, Result<Answer, String>> {
         let (from, network, nodes) = (self.from, self.network.clone(), Arc::clone(&self.nodes));
+        // Whoever is at the address.
+        let number = addr.strip_prefix("10.0.0.").and_then(|rest| rest.split(':').next()?.parse().ok());
+        let to = number.unwrap_or(to.0);
         let exchange = async move {
-            network.travel(from, to.0).await.map_err(|error| error.to_string())?;
-            let (node, environment) = nodes.lock().get(&to.0).cloned().ok_or("nobody listens")?;
+            network.travel(from, to).await.map_err(|error| error.to_string())?;
+            let (node, environment) = nodes.lock().get(&to).cloned().ok_or("nobody listens")?;
             let answer = environment.spawn(async move { node.answer(call).await });
             let answer = answer.await.map_err(|_| "the process has ended")??;
-            network.travel(to.0, from).await.map_err(|error| error.to_string())?;
+            network.travel(to, from).await.map_err(|error| error.to_string())?;
             Ok(answer)
         };
         timeout(patience, exchange).map(|answer| answer.unwrap_or_else(|_| Err("no answer".into()))).boxed()
@@ -70,6 +75,7 @@ struct Machine {
 }
 
 struct Town {
+    replace_after: Duration,
     network: LocalNetwork,
     nodes: Nodes,
     machines: BTreeMap<u64, Machine>,
@@ -79,11 +85,17 @@ struct Town {
 impl Town {
     /// Three servers and one shard with a replica on each.
     async fn new(durability: Durability) -> Town {
+        Town::of(durability, 1).await
+    }
+
+    /// The same with more shards, in cluster mode.
+    async fn of(durability: Durability, shards: u16) -> Town {
         let machines = (1..=3).map(|id| {
             let disk = MemoryDisk::default();
             (id, Machine { disk, store: Arc::default(), boots: 1, starts: 0 })
         });
         let mut town = Town {
+            replace_after: Duration::ZERO,
             network: LocalNetwork::new(),
             nodes: Nodes::default(),
             machines: machines.collect(),
@@ -96,10 +108,10 @@ impl Town {
             (1..=3).map(|id| NewServer { id: ServerId(id), host: host(id), base_port: 7000, peer: None });
         let create = MetaCommand::Create(Create {
             cluster_id: "test".to_owned(),
-            mode: Mode::Standalone,
+            mode: if shards == 1 { Mode::Standalone } else { Mode::Cluster },
             durability,
             databases: 1,
-            shards: 1,
+            shards,
             replicas: 3,
             hash_seed: [7; 16],
             id_seed: 1,
@@ -114,6 +126,7 @@ impl Town {
                 server_id: server,
                 meta_members: members.clone(),
                 create: serde_json::to_vec(&create).unwrap().into(),
+                joins: false,
             };
             let (node, environment) = town.process(server);
             environment.spawn(async move { node.answer(Call::Adopt(request)).await }).await.unwrap().unwrap();
@@ -123,6 +136,7 @@ impl Town {
     }
 
     async fn start(&mut self, server: u64) {
+        self.network.name(&format!("{}:7098", host(server)), server);
         let machine = self.machines.get_mut(&server).unwrap();
         machine.starts += 1;
         let environment = Environment::simulated(Arc::new(TokioClock::new()), server << 32 | machine.starts);
@@ -143,6 +157,8 @@ impl Town {
         let mut config = NodeConfig::new(PathBuf::from("/data"), &host(server), 7000);
         config.wal = WalConfig { segment_bytes: 64 << 10, reserve_bytes: 0, ..WalConfig::default() };
         config.write_timeout = Duration::from_secs(2);
+        config.server_replace_after = self.replace_after;
+        config.leader_balance = Some(Duration::from_secs(3));
         // Few, so that who comes back with nothing needs a snapshot of who took one.
         config.snapshots.keep_entries = 2;
         let node = environment.spawn(Node::start_with(config, platform)).await.unwrap().unwrap();
@@ -183,6 +199,15 @@ impl Town {
         (1..=3).filter(|other| *other != server).for_each(|other| self.network.cut(server, other));
     }
 
+    /// The replicas that run of the shard of a key.
+    fn replicas_for(&self, key: usize) -> Vec<Shard> {
+        let slot = kvorum_keyspace::slot_of(format!("key:{key}").as_bytes());
+        let nodes = self.nodes.lock();
+        let Some(view) = nodes.values().find_map(|(node, _)| node.view()) else { return Vec::new() };
+        let Some(shard) = view.topology.shard_of_slot(slot) else { return Vec::new() };
+        nodes.values().filter_map(|(node, _)| node.shard(shard.id)).collect()
+    }
+
     fn shard(&self, server: u64) -> Option<Shard> {
         self.nodes.lock().get(&server).and_then(|(node, _)| node.shard(SHARD))
     }
@@ -203,7 +228,7 @@ impl Town {
 
     /// Writes a key; `true` when it was acknowledged.
     async fn set(&self, key: usize) -> bool {
-        let serving = (1..=3).filter_map(|server| self.shard(server)).find(Shard::serves);
+        let serving = self.replicas_for(key).into_iter().find(Shard::serves);
         let Some(shard) = serving else { return false };
         let submitted = shard.submit(batch(&format!("SET key:{key} value:{key}")), Box::new(Text::default()));
         timeout(Duration::from_secs(3), submitted).await.is_ok_and(|outcome| outcome.is_ok())
@@ -221,8 +246,7 @@ impl Town {
     async fn get(&self, key: usize) -> String {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
-            for server in 1..=3 {
-                let Some(shard) = self.shard(server) else { continue };
+            for shard in self.replicas_for(key) {
                 let mut out = Text::default();
                 let batch = batch(&format!("GET key:{key}"));
                 let read = shard.read(&batch, &mut out);

@@ -42,7 +42,8 @@ pub struct Weather {
     pub broken_permille: u64,
 }
 
-/// Connects the hosts of one process. Clones are the same network. Addresses do not matter.
+/// Connects the hosts of one process. Clones are the same network. A host has the number of its server, unless its address was
+/// given a number of its own: then whoever is at that address is reached, as in the real world.
 #[derive(Clone, Default)]
 pub struct LocalNetwork {
     shared: Arc<Shared>,
@@ -52,6 +53,8 @@ pub struct LocalNetwork {
 struct Shared {
     /// The hosts, each with the number of its start.
     hosts: Mutex<BTreeMap<u64, (Inbound, u64)>>,
+    /// Numbers of addresses.
+    names: Mutex<BTreeMap<String, u64>>,
     /// Ordered pairs (from, to) of which messages of the first do not reach the second.
     cuts: Mutex<BTreeSet<(u64, u64)>>,
     /// What goes to or comes from these waits.
@@ -106,6 +109,11 @@ impl LocalNetwork {
     /// The transport of one server.
     pub fn transport(&self, server: u64) -> LocalTransport {
         LocalTransport { network: self.clone(), server }
+    }
+
+    /// Gives an address a number: links to it lead to the host of that number, whichever server it is.
+    pub fn name(&self, addr: &str, number: u64) {
+        self.shared.names.lock().insert(addr.to_owned(), number);
     }
 
     /// Changes the weather; its randomness comes from `seed` from now on.
@@ -362,8 +370,9 @@ impl Transport for LocalTransport {
         self.network.shared.hosts.lock().insert(self.server, (inbound, start));
     }
 
-    fn link(&self, server: u64, _addr: &str) -> Arc<dyn Link> {
-        Arc::new(LocalLink { shared: self.network.shared.clone(), from: self.server, to: server })
+    fn link(&self, server: u64, addr: &str) -> Arc<dyn Link> {
+        let to = self.network.shared.names.lock().get(addr).copied().unwrap_or(server);
+        Arc::new(LocalLink { shared: self.network.shared.clone(), from: self.server, to })
     }
 
     fn stop(&self) {

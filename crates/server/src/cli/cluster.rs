@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use anyhow::{Context, Result, ensure};
-use kvorum_cluster::{Durability, Mode, ReplicaId, ShardId};
+use kvorum_cluster::{Durability, Mode, ReplicaId, ServerId, ShardId, Tenure};
 use kvorum_node::{AdminClient, ClusterStatus, CreateCluster, ShardStatus};
 use serde::Serialize;
 
@@ -25,6 +25,18 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Hand the leadership of a shard to another of its replicas; clients are held for a moment and lose nothing
     Handover(HandoverArgs),
+    /// Take a server that runs and belongs to no cluster yet into this one
+    Join(JoinArgs),
+    /// Let a server that runs leave: its replicas move to others, then it is no part of the cluster any more
+    Leave(LeaveArgs),
+    /// Give up a server that is gone for good: its replicas are made anew on others
+    Remove(RemoveArgs),
+    /// Spread replicas and preferred leaders evenly over the servers
+    Rebalance(RebalanceArgs),
+    /// Say how many replicas each shard shall have
+    Replicas(ReplicasArgs),
+    /// Say which replica of a shard shall lead it whenever all is well
+    Prefer(HandoverArgs),
     /// Open replicas whose logs may have lost their end, when too many did for the others to replace them
     TrustLog(TrustLogArgs),
 }
@@ -64,7 +76,7 @@ pub(crate) struct StatusArgs {
     json: bool,
 }
 
-/// Arguments of `kvorum cluster handover`.
+/// Arguments of `kvorum cluster handover` and `prefer`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct HandoverArgs {
     /// A server of the cluster, by host and peer port
@@ -76,6 +88,64 @@ pub(crate) struct HandoverArgs {
     /// The replica that shall lead, by its client address [default: the follower that lags least]
     #[arg(long, value_name = "HOST:PORT")]
     to: Option<String>,
+}
+
+/// Arguments of `kvorum cluster join`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct JoinArgs {
+    /// A server of the cluster, by host and peer port
+    #[arg(long, value_name = "HOST:PEERPORT", default_value = "127.0.0.1:7198")]
+    server: String,
+    /// The server that joins, by host and peer port, as the one above reaches it
+    #[arg(long, value_name = "HOST:PEERPORT")]
+    new: String,
+    /// Leave replicas and preferred leaders where they are
+    #[arg(long)]
+    no_rebalance: bool,
+}
+
+/// Arguments of `kvorum cluster leave`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LeaveArgs {
+    /// A server of the cluster, by host and peer port
+    #[arg(long, value_name = "HOST:PEERPORT", default_value = "127.0.0.1:7198")]
+    server: String,
+    /// Number of the server that leaves
+    #[arg(long, value_name = "N")]
+    id: u64,
+    /// Give replicas up for which there is no other server, as long as their shard keeps one
+    #[arg(long)]
+    fewer_replicas: bool,
+}
+
+/// Arguments of `kvorum cluster remove`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RemoveArgs {
+    /// A server of the cluster, by host and peer port
+    #[arg(long, value_name = "HOST:PEERPORT", default_value = "127.0.0.1:7198")]
+    server: String,
+    /// Number of the server that is gone
+    #[arg(long, value_name = "N")]
+    id: u64,
+}
+
+/// Arguments of `kvorum cluster rebalance`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RebalanceArgs {
+    /// A server of the cluster, by host and peer port
+    #[arg(long, value_name = "HOST:PEERPORT", default_value = "127.0.0.1:7198")]
+    server: String,
+}
+
+/// Arguments of `kvorum cluster replicas`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReplicasArgs {
+    /// A server of the cluster, by host and peer port
+    #[arg(long, value_name = "HOST:PEERPORT", default_value = "127.0.0.1:7198")]
+    server: String,
+    /// So many, the leader included, as far as there are servers; 0 for as many as there are
+    #[arg(long, value_name = "N")]
+    count: u16,
 }
 
 /// Arguments of `kvorum cluster trust-log`.
@@ -122,6 +192,8 @@ pub(crate) struct Overview {
     pub(crate) servers: Vec<ServerRow>,
     /// The shards, by id.
     pub(crate) shards: Vec<ShardRow>,
+    /// Replicas that come, go, or are still to go, as text; empty when the cluster is as it shall be.
+    pub(crate) to_do: Vec<String>,
 }
 
 /// A server of an [`Overview`].
@@ -137,6 +209,9 @@ pub(crate) struct ServerRow {
     pub(crate) peer: String,
     /// Whether it answers.
     pub(crate) up: bool,
+    /// `settled`, `settling` while it gets its share of replicas, `leaving` or `leaving-with-fewer`, `away` when it has been down so long that its
+    /// replicas are made anew elsewhere, `gone` when an operator gave it up.
+    pub(crate) tenure: Tenure,
 }
 
 /// A shard of an [`Overview`].
@@ -205,6 +280,52 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let leads = runtime.block_on(handover(&args))?;
             say(&format!("{leads} leads shard {}\n", args.shard))
         }
+        Command::Join(args) => {
+            let server = runtime.block_on(async {
+                AdminClient::connect(&args.server).await?.join(&args.new, !args.no_rebalance).await
+            })?;
+            let share = if args.no_rebalance { "" } else { "; replicas move to it now" };
+            say(&format!(
+                "{} is server {server} of the cluster{share}; see `kvorum cluster status --server {}`\n",
+                args.new, args.server
+            ))
+        }
+        Command::Leave(args) => {
+            runtime.block_on(async {
+                let mut client = AdminClient::connect(&args.server).await?;
+                client.leave(ServerId(args.id), args.fewer_replicas).await
+            })?;
+            say(&format!(
+                "server {} leaves; it may be stopped when `kvorum cluster status` shows it no more\n",
+                args.id
+            ))
+        }
+        Command::Remove(args) => {
+            runtime.block_on(async {
+                AdminClient::connect(&args.server).await?.remove(ServerId(args.id)).await
+            })?;
+            say(&format!("server {} is given up; its replicas are made anew where there is room\n", args.id))
+        }
+        Command::Rebalance(args) => {
+            runtime.block_on(async { AdminClient::connect(&args.server).await?.rebalance().await })?;
+            say("replicas and preferred leaders are being spread\n")
+        }
+        Command::Replicas(args) => {
+            runtime.block_on(async {
+                AdminClient::connect(&args.server).await?.want_replicas(args.count).await
+            })?;
+            say(&match args.count {
+                0 => "each shard keeps the replicas that it has\n".to_owned(),
+                count => format!("each shard gets {count} replicas, as far as there are servers\n"),
+            })
+        }
+        Command::Prefer(args) => {
+            let preferred = runtime.block_on(prefer(&args))?;
+            say(&format!(
+                "{preferred} shall lead shard {}, and will when all has been well for a while\n",
+                args.shard
+            ))
+        }
         Command::TrustLog(args) => {
             let shard = match args.shard.as_str() {
                 "all" => None,
@@ -232,6 +353,16 @@ async fn handover(args: &HandoverArgs) -> Result<String> {
     let hosts_leader = |row: &&ServerRow| format!("{}:{}", row.host, row.base_port + shard.id) == leader;
     let server = overview.servers.iter().find(hosts_leader).context("the leader is on no known server")?;
     AdminClient::connect(&server.peer).await?.transfer(ShardId(shard.id), ReplicaId(target.id)).await?;
+    Ok(target.addr.clone())
+}
+
+/// Returns the address of the replica that is preferred then.
+async fn prefer(args: &HandoverArgs) -> Result<String> {
+    let overview = overview(&args.server).await?;
+    let shard = overview.shards.iter().find(|shard| shard.id == args.shard);
+    let shard = shard.with_context(|| format!("there is no shard {}", args.shard))?;
+    let target = shard.heir(args.to.as_deref())?;
+    AdminClient::connect(&args.server).await?.prefer(ShardId(shard.id), ReplicaId(target.id)).await?;
     Ok(target.addr.clone())
 }
 
@@ -317,12 +448,20 @@ impl ShardRow {
 }
 
 fn table(overview: &Overview) -> String {
-    let Overview { cluster_id, mode, durability, topology_version, servers, shards } = overview;
+    let Overview { cluster_id, mode, durability, topology_version, servers, shards, to_do } = overview;
     let mut text =
         format!("cluster {cluster_id}: {mode} mode, {durability}, topology version {topology_version}\n\n");
     let rows = servers.iter().map(|s| {
-        let state = if s.up { "up" } else { "down" };
-        [s.id.to_string(), format!("{}:{}", s.host, s.base_port), state.to_owned()].to_vec()
+        let up = if s.up { "up" } else { "down" };
+        let state = match s.tenure {
+            Tenure::Settled => up.to_owned(),
+            Tenure::Settling => format!("{up}, gets its share"),
+            Tenure::Leaving => format!("{up}, leaves"),
+            Tenure::LeavingWithFewer => format!("{up}, leaves with fewer replicas"),
+            Tenure::Away => format!("{up}, away: its replicas are made anew elsewhere"),
+            Tenure::Gone => format!("{up}, gone for good"),
+        };
+        [s.id.to_string(), format!("{}:{}", s.host, s.base_port), state].to_vec()
     });
     columns(&mut text, &["server", "address", "state"], rows.collect());
     text.push('\n');
@@ -343,6 +482,12 @@ fn table(overview: &Overview) -> String {
         }
     }
     columns(&mut text, &["shard", "slots", "term", "replica", "role", "applied", "lag"], rows);
+    for line in to_do {
+        let _ = write!(text, "\n{line}");
+    }
+    if !to_do.is_empty() {
+        text.push('\n');
+    }
     for shard in shards {
         for replica in &shard.replicas {
             if let Some(why) = &replica.failed {
@@ -448,6 +593,7 @@ impl From<ClusterStatus> for Overview {
                 base_port: server.base_port,
                 peer: server.peer,
                 up: server.up,
+                tenure: server.tenure,
             })
             .collect();
         let shards = status.shards.into_iter().map(|shard| shard_row(shard, &servers)).collect();
@@ -458,6 +604,7 @@ impl From<ClusterStatus> for Overview {
             topology_version: status.topology_version,
             servers,
             shards,
+            to_do: status.to_do,
         }
     }
 }
@@ -517,6 +664,7 @@ mod tests {
             host: format!("10.0.0.{id}"),
             base_port: 7100,
             up,
+            tenure: Tenure::Settled,
         };
         ClusterStatus {
             cluster_id: "c0ffee".to_owned(),
@@ -536,6 +684,7 @@ mod tests {
                     replica(3, "unreachable", 0),
                 ],
             }],
+            to_do: Vec::new(),
         }
     }
 
@@ -557,6 +706,16 @@ shard  slots       term  replica        role         applied  lag
                          10.0.0.3:7101  unreachable  -        -
 "
         );
+    }
+
+    #[test]
+    fn the_table_shows_who_goes_and_what_is_still_to_be_moved() {
+        let mut status = status();
+        status.servers[0].tenure = Tenure::Leaving;
+        status.to_do = vec!["replica 1 of shard 1 is still to leave server 1".to_owned()];
+        let text = table(&Overview::from(status));
+        assert!(text.contains("1       10.0.0.1:7100  up, leaves\n"), "{text}");
+        assert!(text.ends_with("\n\nreplica 1 of shard 1 is still to leave server 1\n"), "{text}");
     }
 
     #[test]

@@ -195,6 +195,8 @@ fn node_config(config: &Config) -> NodeConfig {
         },
         write_timeout: Duration::from_millis(config.write_timeout_ms),
         stale_bound: Duration::from_millis(config.stale_read_limit_ms),
+        server_replace_after: Duration::from_secs(config.server_replace_after),
+        leader_balance: config.leader_balance.then_some(kvorum_node::LEADER_CALM),
         raft_threads: raft_threads(config),
         announced_port: config.announced_port(),
         peer_host: config.peer_host().to_owned(),
