@@ -83,7 +83,11 @@ impl Scripted {
         let settings = kvorum_keyspace::Settings { databases, hash_seed: [7; 16] };
         Scripted(Arc::new(Script {
             me,
-            view: watch::Sender::new(Arc::new(View { topology, leaders: Leaders::default() })),
+            view: watch::Sender::new(Arc::new(View {
+                topology,
+                leaders: Leaders::default(),
+                silent: Default::default(),
+            })),
             keyspace: Mutex::new(Keyspace::new(settings)),
             steps: Mutex::default(),
             reads: Mutex::default(),
@@ -109,7 +113,8 @@ impl Scripted {
             let Some(spec) = view.topology.shard(ShardId(shard)) else { return };
             let winner = spec.replicas.iter().find(|replica| replica.server == ServerId(server)).unwrap();
             leaders.announce(ShardId(shard), term, winner.id);
-            *view = Arc::new(View { topology: Arc::clone(&view.topology), leaders });
+            *view =
+                Arc::new(View { topology: Arc::clone(&view.topology), leaders, silent: Default::default() });
         });
     }
 
@@ -118,7 +123,8 @@ impl Scripted {
         self.0.view.send_modify(|view| {
             let mut leaders = view.leaders.clone();
             leaders.depose(ShardId(shard), term);
-            *view = Arc::new(View { topology: Arc::clone(&view.topology), leaders });
+            *view =
+                Arc::new(View { topology: Arc::clone(&view.topology), leaders, silent: Default::default() });
         });
     }
 
