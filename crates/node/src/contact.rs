@@ -24,6 +24,8 @@ pub enum Call {
     Replace(rpc::ReplaceRequest),
     /// Tells the leader of the meta group that a replica has joined.
     Joined(rpc::JoinedRequest),
+    /// Asks the server of a shard's leader to hand it over.
+    Transfer(rpc::TransferRequest),
 }
 
 /// The answer to the [`Call`] of the same name.
@@ -37,6 +39,8 @@ pub enum Answer {
     Replace(rpc::ReplaceReply),
     /// To [`Call::Joined`].
     Joined(rpc::JoinedReply),
+    /// To [`Call::Transfer`].
+    Transfer(rpc::TransferReply),
 }
 
 /// Reaches other servers. Addresses are peer addresses, `host:port`.
@@ -99,6 +103,9 @@ impl Contact for GrpcContact {
                 }
                 Call::Joined(request) => {
                     client.joined(request).await.map(|reply| Answer::Joined(reply.into_inner()))
+                }
+                Call::Transfer(request) => {
+                    client.transfer(request).await.map(|reply| Answer::Transfer(reply.into_inner()))
                 }
             };
             answer.map_err(|status| status.message().to_owned())

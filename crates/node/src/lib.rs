@@ -14,6 +14,7 @@ mod clock;
 mod config;
 mod contact;
 mod gather;
+mod handover;
 mod identity;
 mod membership;
 mod meta;
@@ -28,6 +29,7 @@ mod shard;
 mod stopwatch;
 #[cfg(test)]
 mod testing;
+mod timeline;
 mod upload;
 mod views;
 
@@ -39,6 +41,7 @@ pub use batch::{Batch, ReplySink};
 pub use clock::{SystemTimeSource, TimeSource};
 pub use config::{CHUNK_BYTES, NodeConfig, ReadMode, Timing};
 pub use contact::{Answer, Call, Contact};
+pub use handover::HandoverError;
 pub use identity::IdentityError;
 pub use kvorum_raft::metrics::{Buckets, Metrics};
 pub use kvorum_raft::wal::WalConfig;
@@ -49,3 +52,4 @@ pub use platform::{Observer, Platform};
 pub use proposer::SubmitError;
 pub use running::RunningError;
 pub use shard::{ReadError, Shard};
+pub use timeline::{Peer, TIMELINE_LENGTH, TimelineEvent};
