@@ -14,7 +14,7 @@ use kvorum_cluster::{
     Durability, Layout, Leaders, Mode, ReplicaId, Server, ServerId, ShardId, Topology, View, place,
 };
 use kvorum_keyspace::{Keyspace, Run, Sink, Slot};
-use kvorum_node::{Batch, ReadError, ReplySink, SnapshotStats};
+use kvorum_node::{Batch, HandoverError, ReadError, ReplySink, SnapshotStats};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -306,6 +306,15 @@ impl Engine for Scripted {
 
     fn save(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
         std::future::ready(Ok(()))
+    }
+
+    fn hand_over(
+        &self,
+        to: Option<ReplicaId>,
+    ) -> impl Future<Output = Result<(), HandoverError>> + Send + 'static {
+        let heir = to.map_or(2, |to| to.0);
+        self.0.log.lock().push(format!("hand over to {heir}"));
+        std::future::ready(if heir == 2 { Ok(()) } else { Err(HandoverError::NotReady) })
     }
 
     fn leadership_changes(&self) -> impl Future<Output = ()> + Send + 'static {

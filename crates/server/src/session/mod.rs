@@ -11,6 +11,7 @@
 mod client;
 mod cluster;
 mod debug;
+mod handover;
 mod info;
 mod latency;
 mod memory;
@@ -20,11 +21,13 @@ mod slowlog;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use handover::Asked;
+
 use crate::clients::Client;
 use crate::gate::{Held, Holder};
 use crate::port::{Place, Port};
 use crate::resp::{Protocol, RespSink};
-use kvorum_cluster::Mode;
+use kvorum_cluster::{Mode, ReplicaId};
 use kvorum_keyspace::{Args, Command, Error, Flags, Outcome, Run, Sink, introspect, lookup, unknown_command};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -114,6 +117,13 @@ pub(crate) enum Next {
     Save {
         /// The reply was given already.
         in_background: bool,
+    },
+    /// With `OK` when another replica leads, or with the reason why it does not.
+    Handover {
+        /// The replica; `None` for the follower that lags least.
+        to: Option<ReplicaId>,
+        /// By which command.
+        asked: Asked,
     },
     /// Not until the port closes, which ends the connection without a reply; or with an error, when somebody calls the shutdown off.
     Shutdown,
@@ -272,7 +282,10 @@ impl Session {
             "wait" => return server::wait(args, place),
             "waitaof" => return server::wait_on_disk(args, place),
             "shutdown" => return server::shutdown(args, place, out),
-            "failover" => server::failover(args, place)?,
+            "failover" => return handover::failover(args, place),
+            "cluster|failover" if place.mode() == Mode::Cluster => {
+                return handover::cluster_failover(args, place);
+            }
             "replicaof" | "slaveof" => server::replica_of(args, place, out)?,
             "lolwut" => server::lolwut(args, out)?,
             "lastsave" => persistence::last_save(place, out),
@@ -480,6 +493,7 @@ fn is_in_order(top: &Command) -> bool {
             | "bgrewriteaof"
             | "lastsave"
             | "shutdown"
+            | "failover"
     )
 }
 
