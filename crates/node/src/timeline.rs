@@ -2,7 +2,7 @@
 //! the last of them with their time.
 
 use crate::node::Node;
-use kvorum_cluster::{FailoverEvent, FailoverWatch, MasterNames, Picture, SentinelId, ServerId};
+use kvorum_cluster::{FailoverEvent, FailoverWatch, MasterNames, Picture, SentinelId, ServerId, ShardId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -46,12 +46,18 @@ pub struct TimelineEvent {
 /// The timeline of one server.
 pub(crate) struct Timeline {
     kept: Mutex<VecDeque<Arc<TimelineEvent>>>,
+    /// Since when each shard has the leader that was told of last, by the environment's clock.
+    led_since: Mutex<BTreeMap<u16, Duration>>,
     feed: broadcast::Sender<Arc<TimelineEvent>>,
 }
 
 impl Default for Timeline {
     fn default() -> Timeline {
-        Timeline { kept: Mutex::default(), feed: broadcast::Sender::new(FEED_LENGTH) }
+        Timeline {
+            kept: Mutex::default(),
+            led_since: Mutex::default(),
+            feed: broadcast::Sender::new(FEED_LENGTH),
+        }
     }
 }
 
@@ -128,6 +134,12 @@ impl Node {
         self.0.timeline.kept.lock().iter().cloned().collect()
     }
 
+    /// How long a shard has had the leader that it has, as far as this server saw it.
+    pub fn led_for(&self, shard: ShardId) -> Duration {
+        let since = self.0.timeline.led_since.lock().get(&shard.0).copied();
+        since.map_or(Duration::ZERO, |since| self.now().saturating_sub(since))
+    }
+
     /// Events of the failover timeline as they happen.
     pub fn timeline_feed(&self) -> broadcast::Receiver<Arc<TimelineEvent>> {
         self.0.timeline.feed.subscribe()
@@ -190,6 +202,9 @@ impl Node {
                         "leader changed"
                     );
                 }
+                if ["+monitor", "+switch-master"].contains(&event.name) {
+                    self.0.timeline.led_since.lock().insert(event.shard.0, self.now());
+                }
                 self.0.timeline.tell(self.wall_ms(), event);
             }
         }
@@ -199,7 +214,6 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvorum_cluster::ShardId;
 
     fn event(payload: &str) -> FailoverEvent {
         FailoverEvent {

@@ -87,7 +87,7 @@ pub struct Cluster {
     wires: Wires,
     /// Ended by a fault, or frozen by one: what healing undoes.
     harmed: Vec<Fault>,
-    _ports: PortBlock,
+    ports: PortBlock,
     dir: Option<tempfile::TempDir>,
 }
 
@@ -137,7 +137,7 @@ impl Cluster {
         let dir =
             tempfile::Builder::new().prefix("cluster-").tempdir_in(place).context("making a directory")?;
         let ports = PortBlock::take()?;
-        let base = ports.base();
+        let (base, sentinel) = (ports.base(), ports.sentinel());
         let standalone = shape.mode == "standalone";
         let numbers = 1..=shape.servers;
         let loopback =
@@ -158,7 +158,7 @@ impl Cluster {
             servers: Vec::new(),
             wires,
             harmed: Vec::new(),
-            _ports: ports,
+            ports: ports,
             dir: Some(dir),
         };
         let data = cluster.dir().to_owned();
@@ -167,6 +167,7 @@ impl Cluster {
             ("--servers", servers.to_string()),
             ("--shards", shards.to_string()),
             ("--base-port", base.to_string()),
+            ("--sentinel-port", sentinel.to_string()),
             ("--durability", (*durability).to_owned()),
             ("--mode", (*mode).to_owned()),
         ];
@@ -246,6 +247,11 @@ impl Cluster {
     /// The first client port of a server.
     pub fn base_port(&self, number: u16) -> u16 {
         self.map.base_port(number)
+    }
+
+    /// `host:port` where a server answers clients of Redis Sentinel.
+    pub fn sentinel_addr(&self, number: u16) -> String {
+        format!("{}:{}", self.map.host(number), self.ports.sentinel() + number - 1)
     }
 
     /// `host:port` of the peer port of a server.

@@ -744,17 +744,17 @@ fn replication_is_not_for_clients_to_decide() {
         ("FAILOVER ABORT TO a 1", "ERR syntax error"),
         ("FAILOVER ABORT", "ERR No failover in progress."),
         ("FAILOVER TO 127.0.0.1 1", "ERR FAILOVER target HOST and PORT is not a replica."),
-        ("FAILOVER TO 127.0.0.1 7100", "ERR FAILOVER target HOST and PORT is not a replica."),
         (
-            "FAILOVER TO 127.0.0.1 7200 FORCE",
+            "FAILOVER TO 10.0.0.2 7000 FORCE",
             "ERR FAILOVER with force option requires both a timeout and target HOST and IP.",
         ),
     ]);
     let heir = client.replica.as_ref().unwrap().view().topology.shards[0].replica_on(ServerId(2)).unwrap().id;
-    let port = client.replica.as_ref().unwrap().view().topology.address(heir).unwrap().1;
+    let topology = Arc::clone(&client.replica.as_ref().unwrap().view().topology);
+    let (host, port) = topology.address(heir).unwrap();
     client.expect("FAILOVER\nFAILOVER TIMEOUT 100", "<hand over>\r\n<hand over>\r\n");
     client.expect(
-        &format!("FAILOVER TO 127.0.0.1 {port} FORCE TIMEOUT 100"),
+        &format!("FAILOVER TO {host} {port} FORCE TIMEOUT 100"),
         &format!("<hand over to {heir}>\r\n"),
     );
     client.replica.as_ref().unwrap().elect(0, 2, 3);

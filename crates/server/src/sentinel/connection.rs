@@ -1,0 +1,267 @@
+//! One connection of the Sentinel port: bytes in and out, events in between, and what waits for a handover.
+
+use super::scene::{Scene, Tunables};
+use super::session::{Session, Step, Surroundings};
+use crate::clients::Client;
+use crate::port::Port;
+use crate::resp::RespSink;
+use futures::future::BoxFuture;
+use kvorum_node::{Node, TimelineEvent};
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tracing::{debug, warn};
+
+/// Bytes that are read at a time.
+const READ_BYTES: usize = 16 * 1024;
+
+/// Replies that the client has not taken, beyond which it is not read from.
+const UNSENT_BYTES: usize = 1 << 20;
+
+/// How often a client that does not read is looked at, for the soft limit.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the connections of the port share.
+pub(super) struct Shared {
+    pub(super) port: Port,
+    pub(super) node: Node,
+    pub(super) tunables: Tunables,
+    pub(super) draining: AtomicBool,
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    client: Arc<Client>,
+    stream: TcpStream,
+    session: Session,
+    out: RespSink,
+    /// Bytes of `out` that the client has.
+    sent: usize,
+    feed: Option<broadcast::Receiver<Arc<TimelineEvent>>>,
+    step: Step,
+    /// Writes the reply that the client waits for.
+    work: Option<Work>,
+    over_soft_limit_since: Option<Instant>,
+}
+
+type Work = BoxFuture<'static, Box<dyn FnOnce(&Session, &mut RespSink) + Send>>;
+
+/// Takes a client off the port's list, however its connection ended.
+struct Registration(Arc<Shared>, Arc<Client>);
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let port = &self.0.port;
+        port.clients.leave(&self.1);
+        port.stats.connections_closed.fetch_add(1, Ordering::Relaxed);
+        port.limits.leave(self.1.peer.ip(), &self.1.name());
+    }
+}
+
+/// Serves one client until it goes, is told to go, or the port closes.
+pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, client: Arc<Client>) {
+    let _registration = Registration(Arc::clone(&shared), Arc::clone(&client));
+    let mut connection = Connection {
+        session: Session::new(Arc::clone(&client), &shared.port),
+        shared,
+        client: Arc::clone(&client),
+        stream,
+        out: RespSink::default(),
+        sent: 0,
+        feed: None,
+        step: Step::Read,
+        work: None,
+        over_soft_limit_since: None,
+    };
+    if let Err(error) = connection.run().await {
+        debug!(client = %client.peer, %error, "connection lost");
+    }
+}
+
+impl Connection {
+    async fn run(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let client = Arc::clone(&self.client);
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.write()?;
+            let unsent = self.unsent();
+            if client.is_killed() || self.is_over_limit(unsent) {
+                return Ok(());
+            }
+            let is_over = self.step == Step::Close || shared.draining.load(Ordering::Acquire);
+            if is_over && unsent == 0 && self.work.is_none() {
+                return Ok(());
+            }
+            if self.step == Step::Again && unsent <= UNSENT_BYTES && self.work.is_none() && !is_over {
+                self.turn();
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let reads = self.step == Step::Read && unsent <= UNSENT_BYTES && !is_over;
+            tokio::select! {
+                () = client.told() => {}
+                readable = self.stream.readable(), if reads => {
+                    readable?;
+                    if !self.read()? {
+                        return Ok(());
+                    }
+                }
+                writable = self.stream.writable(), if unsent > 0 => writable?,
+                event = next_event(&mut self.feed) => match event {
+                    Ok(event) => self.session.on_event(&event, &mut self.out),
+                    Err(RecvError::Lagged(missed)) => {
+                        warn!(client = %client.describe(Instant::now()), missed, "a client did not take its events and is disconnected");
+                        return Ok(());
+                    }
+                    // The node has gone.
+                    Err(RecvError::Closed) => self.feed = None,
+                },
+                reply = work(&mut self.work) => {
+                    self.work = None;
+                    reply(&self.session, &mut self.out);
+                    self.step = Step::Again;
+                }
+                _ = look.tick(), if unsent > 0 => {}
+            }
+        }
+    }
+
+    fn unsent(&self) -> usize {
+        self.out.bytes().len() - self.sent
+    }
+
+    /// Reads what is there; `false` when the client has gone, or sends too much.
+    fn read(&mut self) -> io::Result<bool> {
+        let read = self.stream.try_read_buf(self.session.input(READ_BYTES));
+        match read {
+            Ok(0) => return Ok(false),
+            Ok(bytes) => {
+                let stats = &self.shared.port.stats;
+                stats.input_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                stats.reads.fetch_add(1, Ordering::Relaxed);
+                self.client.meters.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                self.client.note_active(Instant::now());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        self.turn();
+        if self.step == Step::Read && self.session.is_flooded() {
+            self.shared.port.stats.query_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Answers requests.
+    fn turn(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        // Whoever subscribes now is told of everything from now on.
+        let feed = self.feed.take().unwrap_or_else(|| shared.node.timeline_feed());
+        let id = shared.node.server().server_hex;
+        let around = Surroundings {
+            port: &shared.port,
+            id: &id,
+            tunables: &shared.tunables,
+            scene: &|| Scene::of(&shared.node),
+        };
+        let before = self.out.replies();
+        self.step = self.session.turn(&around, &mut self.out);
+        let stats = &shared.port.stats;
+        stats.commands_processed.fetch_add((self.out.replies() - before) as u64, Ordering::Relaxed);
+        stats.error_replies.fetch_add(self.out.errors().count() as u64, Ordering::Relaxed);
+        self.out.reset_counts();
+        if self.session.is_subscriber() {
+            self.feed = Some(feed);
+        }
+        match self.step {
+            Step::Failover(shard) => {
+                let node = shared.node.clone();
+                self.work = Some(Box::pin(async move {
+                    let outcome = node.transfer(shard, None).await;
+                    let reply: Box<dyn FnOnce(&Session, &mut RespSink) + Send> =
+                        Box::new(move |session, out| session.failed_over(outcome, out));
+                    reply
+                }));
+            }
+            Step::Shutdown => {
+                let control = shared.port.control.clone();
+                self.work = Some(Box::pin(async move {
+                    control.withdrawn().await;
+                    let reply: Box<dyn FnOnce(&Session, &mut RespSink) + Send> =
+                        Box::new(|session, out| session.shutdown_withdrawn(out));
+                    reply
+                }));
+            }
+            Step::Read | Step::Again | Step::Close => {}
+        }
+    }
+
+    /// Writes as much as the client takes.
+    fn write(&mut self) -> io::Result<()> {
+        let stats = &self.shared.port.stats;
+        while self.sent < self.out.bytes().len() {
+            match self.stream.try_write(&self.out.bytes()[self.sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => {
+                    self.sent += bytes;
+                    stats.output_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                    stats.writes.fetch_add(1, Ordering::Relaxed);
+                    self.client.meters.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if self.sent == self.out.bytes().len() {
+            self.out.clear();
+            self.sent = 0;
+        }
+        let meters = &self.client.meters;
+        meters.output_bytes.store(self.unsent(), Ordering::Relaxed);
+        meters.output_capacity.store(self.out.capacity(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether more waits for the client than may, of its class.
+    fn is_over_limit(&mut self, unsent: usize) -> bool {
+        let limits = &self.shared.port.settings.output_limits;
+        let limit = if self.session.is_subscriber() { limits.pubsub() } else { limits.normal() };
+        let unsent = unsent as u64;
+        let now = Instant::now();
+        let over_soft = limit.soft_bytes > 0 && unsent > limit.soft_bytes;
+        let since = over_soft.then(|| *self.over_soft_limit_since.get_or_insert(now));
+        self.over_soft_limit_since = since;
+        let too_long = Duration::from_secs(limit.soft_seconds);
+        let over = limit.hard_bytes > 0 && unsent > limit.hard_bytes
+            || since.is_some_and(|since| now.duration_since(since) >= too_long);
+        if over {
+            self.shared.port.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
+            warn!(client = %self.client.describe(now), "a client left too much unread and is disconnected");
+        }
+        over
+    }
+}
+
+async fn next_event(
+    feed: &mut Option<broadcast::Receiver<Arc<TimelineEvent>>>,
+) -> Result<Arc<TimelineEvent>, RecvError> {
+    match feed {
+        Some(feed) => feed.recv().await,
+        None => pending().await,
+    }
+}
+
+async fn work(work: &mut Option<Work>) -> Box<dyn FnOnce(&Session, &mut RespSink) + Send> {
+    match work {
+        Some(work) => work.await,
+        None => pending().await,
+    }
+}
