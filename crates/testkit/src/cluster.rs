@@ -158,7 +158,7 @@ impl Cluster {
             servers: Vec::new(),
             wires,
             harmed: Vec::new(),
-            ports: ports,
+            ports,
             dir: Some(dir),
         };
         let data = cluster.dir().to_owned();

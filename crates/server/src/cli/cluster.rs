@@ -11,6 +11,7 @@ use kvorum_cluster::{Durability, Mode, ReplicaId, ShardId};
 use kvorum_node::{AdminClient, ClusterStatus, CreateCluster, ShardStatus};
 use serde::Serialize;
 
+use super::events;
 use crate::config::MAX_SHARDS;
 
 /// Replicas of a shard, as far as there are servers.
@@ -24,7 +25,10 @@ pub(crate) enum Command {
     /// Show servers, shards, leaders and how far the replicas are
     Status(StatusArgs),
     /// Hand the leadership of a shard to another of its replicas; clients are held for a moment and lose nothing
+    #[command(visible_alias = "failover")]
     Handover(HandoverArgs),
+    /// Show what a server saw happen to the leaders of shards: who was lost, who took over, when and why
+    Events(events::Args),
     /// Open replicas whose logs may have lost their end, when too many did for the others to replace them
     TrustLog(TrustLogArgs),
 }
@@ -205,6 +209,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
             let leads = runtime.block_on(handover(&args))?;
             say(&format!("{leads} leads shard {}\n", args.shard))
         }
+        Command::Events(args) => say(&runtime.block_on(events::report(&args))?),
         Command::TrustLog(args) => {
             let shard = match args.shard.as_str() {
                 "all" => None,

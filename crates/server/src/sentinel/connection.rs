@@ -6,7 +6,8 @@ use crate::clients::Client;
 use crate::port::Port;
 use crate::resp::RespSink;
 use futures::future::BoxFuture;
-use kvorum_node::{Node, TimelineEvent};
+use kvorum_cluster::ReplicaId;
+use kvorum_node::{HandoverError, Node, TimelineEvent};
 use std::future::pending;
 use std::io;
 use std::sync::Arc;
@@ -44,12 +45,19 @@ struct Connection {
     sent: usize,
     feed: Option<broadcast::Receiver<Arc<TimelineEvent>>>,
     step: Step,
-    /// Writes the reply that the client waits for.
+    /// What the client waits for.
     work: Option<Work>,
-    over_soft_limit_since: Option<Instant>,
 }
 
-type Work = BoxFuture<'static, Box<dyn FnOnce(&Session, &mut RespSink) + Send>>;
+type Work = BoxFuture<'static, Outcome>;
+
+/// What a client waited for.
+enum Outcome {
+    /// SENTINEL FAILOVER.
+    Handover(Result<ReplicaId, HandoverError>),
+    /// Somebody called off the shutdown that the client asked for.
+    Withdrawn,
+}
 
 /// Takes a client off the port's list, however its connection ended.
 struct Registration(Arc<Shared>, Arc<Client>);
@@ -76,7 +84,6 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, client: Arc<Cl
         feed: None,
         step: Step::Read,
         work: None,
-        over_soft_limit_since: None,
     };
     if let Err(error) = connection.run().await {
         debug!(client = %client.peer, %error, "connection lost");
@@ -123,9 +130,12 @@ impl Connection {
                     // The node has gone.
                     Err(RecvError::Closed) => self.feed = None,
                 },
-                reply = work(&mut self.work) => {
+                outcome = work(&mut self.work) => {
                     self.work = None;
-                    reply(&self.session, &mut self.out);
+                    match outcome {
+                        Outcome::Handover(handover) => self.session.failed_over(handover, &mut self.out),
+                        Outcome::Withdrawn => self.session.shutdown_withdrawn(&mut self.out),
+                    }
                     self.step = Step::Again;
                 }
                 _ = look.tick(), if unsent > 0 => {}
@@ -184,21 +194,16 @@ impl Connection {
         match self.step {
             Step::Failover(shard) => {
                 let node = shared.node.clone();
-                self.work = Some(Box::pin(async move {
-                    let outcome = node.transfer(shard, None).await;
-                    let reply: Box<dyn FnOnce(&Session, &mut RespSink) + Send> =
-                        Box::new(move |session, out| session.failed_over(outcome, out));
-                    reply
-                }));
+                let handover = async move { Outcome::Handover(node.transfer(shard, None).await) };
+                self.work = Some(Box::pin(handover));
             }
             Step::Shutdown => {
                 let control = shared.port.control.clone();
-                self.work = Some(Box::pin(async move {
+                let withdrawal = async move {
                     control.withdrawn().await;
-                    let reply: Box<dyn FnOnce(&Session, &mut RespSink) + Send> =
-                        Box::new(|session, out| session.shutdown_withdrawn(out));
-                    reply
-                }));
+                    Outcome::Withdrawn
+                };
+                self.work = Some(Box::pin(withdrawal));
             }
             Step::Read | Step::Again | Step::Close => {}
         }
@@ -231,17 +236,12 @@ impl Connection {
     }
 
     /// Whether more waits for the client than may, of its class.
-    fn is_over_limit(&mut self, unsent: usize) -> bool {
+    fn is_over_limit(&self, unsent: usize) -> bool {
         let limits = &self.shared.port.settings.output_limits;
         let limit = if self.session.is_subscriber() { limits.pubsub() } else { limits.normal() };
-        let unsent = unsent as u64;
         let now = Instant::now();
-        let over_soft = limit.soft_bytes > 0 && unsent > limit.soft_bytes;
-        let since = over_soft.then(|| *self.over_soft_limit_since.get_or_insert(now));
-        self.over_soft_limit_since = since;
-        let too_long = Duration::from_secs(limit.soft_seconds);
-        let over = limit.hard_bytes > 0 && unsent > limit.hard_bytes
-            || since.is_some_and(|since| now.duration_since(since) >= too_long);
+        let over = limit.hard_bytes > 0 && unsent as u64 > limit.hard_bytes
+            || limit.soft_bytes > 0 && self.client.is_over_soft_limit(limit, now);
         if over {
             self.shared.port.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
             warn!(client = %self.client.describe(now), "a client left too much unread and is disconnected");
@@ -259,7 +259,7 @@ async fn next_event(
     }
 }
 
-async fn work(work: &mut Option<Work>) -> Box<dyn FnOnce(&Session, &mut RespSink) + Send> {
+async fn work(work: &mut Option<Work>) -> Outcome {
     match work {
         Some(work) => work.await,
         None => pending().await,

@@ -610,23 +610,19 @@ fn info_cache(args: Args<'_>, scene: Option<&Scene>, out: &mut RespSink) {
 
 /// SENTINEL SIMULATE-FAILURE flag …
 fn simulate_failure(args: Args<'_>, out: &mut RespSink) -> Outcome {
-    for flag in &args[2..] {
-        match flag.to_ascii_lowercase().as_slice() {
-            b"help" => {
-                out.array(2);
-                out.bulk(b"crash-after-election");
-                out.bulk(b"crash-after-promotion");
-                return Ok(());
-            }
-            b"crash-after-election" | b"crash-after-promotion" => {
-                return Err(Error::new(
-                    "ERR SENTINEL SIMULATE-FAILURE is not supported: kill the process to see what happens",
-                ));
-            }
-            _ => return Err(Error::new("ERR Unknown failure simulation specified")),
+    // The arity says that there is one, and whatever the first one is, it settles the matter.
+    match args[2].to_ascii_lowercase().as_slice() {
+        b"help" => {
+            out.array(2);
+            out.bulk(b"crash-after-election");
+            out.bulk(b"crash-after-promotion");
+            Ok(())
         }
+        b"crash-after-election" | b"crash-after-promotion" => Err(Error::new(
+            "ERR SENTINEL SIMULATE-FAILURE is not supported: kill the process to see what happens",
+        )),
+        _ => Err(Error::new("ERR Unknown failure simulation specified")),
     }
-    Ok(())
 }
 
 /// SENTINEL DEBUG: Redis Sentinel's timers, as far as there is something like them.
