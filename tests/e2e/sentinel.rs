@@ -339,6 +339,10 @@ async fn told_by_redis_cli(shape: Shape, name: &str) -> Result<()> {
         in_order(&heard, &[format!("-sdown slave {old}"), returned.clone()])?;
     }
     cluster.caught_up().await?;
+    // Who has just come has not heard of anybody yet, and does not tell that they were lost.
+    let mut events = Command::new(binary::kvorum());
+    let events = succeed(events.args(["cluster", "events", "--server", &cluster.peer_addr(victim)]))?;
+    ensure!(events.contains("+monitor") && !events.contains("down "), "{events}");
     // Planned: asked of whoever does not lead.
     agree(&mut cluster, name, 0).await?;
     let asked = cluster.sentinel_addr(victim);

@@ -428,7 +428,9 @@ impl Watched {
 
     /// The meta group says that the master's server is down, or up again.
     fn hear_meta_group(&mut self, shard: ShardId, topology: &Topology, events: &mut Vec<FailoverEvent>) {
-        let up = topology.server(self.master.server).is_none_or(|server| server.up);
+        // As in Redis, who is objectively down is subjectively down, too: the meta group may be late to hear that it is back.
+        let up = topology.server(self.master.server).is_none_or(|server| server.up)
+            || !self.down.contains(&self.master.server);
         if up != self.agreed_down {
             return;
         }
@@ -438,7 +440,7 @@ impl Watched {
         let mut teller = Teller::new(shard, self, events);
         let payload = teller.of_master(master);
         if up {
-            teller.tell("-odown", payload, &format!("the meta group hears server {} again", master.server));
+            teller.tell("-odown", payload, &format!("server {} is heard again", master.server));
         } else {
             let cause = format!("the meta group does not hear server {} any more", master.server);
             teller.tell("+odown", format!("{payload} #quorum {quorum}/{quorum}"), &cause);

@@ -24,6 +24,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Who gives a sign of life every 200 ms is not suspected before this.
 const LEAST_SUSPICION: Duration = Duration::from_millis(400);
 
+/// After a start, every server has this long to give its first sign of life.
+const FIRST_SIGN: Duration = Duration::from_secs(2);
+
 /// An event of the failover timeline. Its field names are for scripts and stay.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct TimelineEvent {
@@ -179,6 +182,7 @@ impl Node {
         let suspicion = LEAST_SUSPICION.max(lease * 2 / 3);
         let mut watch = FailoverWatch::new(MasterNames::new(&self.config().master_name));
         let mut views = self.views();
+        let began = self.now();
         let mut turn = tokio::time::interval(LOOK_INTERVAL);
         turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -186,8 +190,13 @@ impl Node {
                 _ = turn.tick() => {}
                 changed = views.changed() => if changed.is_err() { return },
             }
-            let Some(view) = views.borrow_and_update().clone() else { continue };
+            let Some(mut view) = views.borrow_and_update().clone() else { continue };
             let peers = self.peers();
+            if self.now().saturating_sub(began) < FIRST_SIGN {
+                // Who was never heard has not fallen silent: we have just come.
+                let silent = &mut Arc::make_mut(&mut view).silent;
+                silent.retain(|id| peers.get(id).is_some_and(|peer| peer.heard.is_some()));
+            }
             let is_suspect = |peer: &Peer| peer.heard.is_none_or(|heard| heard >= suspicion);
             let suspects: BTreeSet<ServerId> =
                 peers.iter().filter(|(_, peer)| is_suspect(peer)).map(|(id, _)| *id).collect();

@@ -622,6 +622,15 @@ mod tests {
     }
 
     #[test]
+    fn sentinel_has_the_usual_port_another_one_or_none() {
+        let port = |text: &str| in_file(text).unwrap().sentinel().map(|address| address.to_string());
+        assert_eq!(port(""), Some("127.0.0.1:26379".to_owned()));
+        assert_eq!(in_file("").unwrap().sentinel_port.0, None, "nobody asked for it");
+        assert_eq!(port("sentinel-port = 5000"), Some("127.0.0.1:5000".to_owned()));
+        assert_eq!(port("sentinel-port = 0"), None);
+    }
+
+    #[test]
     fn the_documented_default_is_the_one_in_force() {
         let command = <Settings as clap::Args>::augment_args(clap::Command::new("server"));
         let shown = format!("{:?}", in_file("").unwrap());
@@ -732,6 +741,10 @@ mod tests {
             ("announce-host = \"::\"", "announce-host: :: means"),
             ("base-port = 0", "base-port: 0 is not in 1..=65436"),
             ("base-port = 65437", "base-port: 65437 is not in"),
+            ("sentinel-port = 7100", "sentinel-port: 7100 is one of the ports for clients, peers and HTTP"),
+            ("sentinel-port = 7199", "sentinel-port: 7199 is one of the ports"),
+            ("sentinel-master-name = \"shard-0\"", "sentinel-master-name: \"shard-0\" is not up to 64"),
+            ("sentinel-master-name = \"a b\"", "sentinel-master-name: \"a b\" is not up to 64"),
             ("heartbeat-ms = 9", "heartbeat-ms: 9 is not in 10..=10000"),
             ("election-timeout-min-ms = 199", "election-timeout-min-ms: 199 is not in 200..=60000"),
             ("election-timeout-max-ms = 300", "election-timeout-max-ms: 300 is not above"),

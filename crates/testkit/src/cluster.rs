@@ -25,6 +25,8 @@ use crate::proxy::Proxies;
 use crate::resp::{Connection, Value};
 
 const LOOPBACK: &str = "127.0.0.1";
+/// Where server 1 of a playground answers clients of Redis Sentinel, unless told otherwise.
+const USUAL_SENTINEL_PORT: u16 = 26_379;
 const LOG_TAIL_LINES: usize = 40;
 
 /// What kind of cluster to start.
@@ -137,7 +139,7 @@ impl Cluster {
         let dir =
             tempfile::Builder::new().prefix("cluster-").tempdir_in(place).context("making a directory")?;
         let ports = PortBlock::take()?;
-        let (base, sentinel) = (ports.base(), ports.sentinel());
+        let base = ports.base();
         let standalone = shape.mode == "standalone";
         let numbers = 1..=shape.servers;
         let loopback =
@@ -167,7 +169,6 @@ impl Cluster {
             ("--servers", servers.to_string()),
             ("--shards", shards.to_string()),
             ("--base-port", base.to_string()),
-            ("--sentinel-port", sentinel.to_string()),
             ("--durability", (*durability).to_owned()),
             ("--mode", (*mode).to_owned()),
         ];
@@ -182,6 +183,10 @@ impl Cluster {
             let mut text =
                 std::fs::read_to_string(&config).with_context(|| format!("{}", config.display()))?;
             text = text.replace(LOOPBACK, cluster.map.host(number));
+            // In the file, not by a flag: programs from before there was one are measured, too.
+            let usual = format!("sentinel-port = {}\n", USUAL_SENTINEL_PORT + number - 1);
+            let own = format!("sentinel-port = {}\n", cluster.ports.sentinel() + number - 1);
+            text = text.replace(&usual, &own);
             for line in &cluster.shape.settings {
                 text.push_str(line);
                 text.push('\n');

@@ -13,6 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -26,6 +27,9 @@ const UNSENT_BYTES: usize = 1 << 20;
 
 /// How often a client that does not read is looked at, for the soft limit.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A client has this long to take the last replies.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the connections of the port share.
 pub(super) struct Shared {
@@ -94,6 +98,7 @@ impl Connection {
     async fn run(&mut self) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let client = Arc::clone(&self.client);
+        let mut closing_since = None;
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -104,6 +109,11 @@ impl Connection {
             }
             let is_over = self.step == Step::Close || shared.draining.load(Ordering::Acquire);
             if is_over && unsent == 0 && self.work.is_none() {
+                return self.stream.shutdown().await;
+            }
+            if self.step == Step::Close
+                && closing_since.get_or_insert_with(Instant::now).elapsed() > GOODBYE_PATIENCE
+            {
                 return Ok(());
             }
             if self.step == Step::Again && unsent <= UNSENT_BYTES && self.work.is_none() && !is_over {
