@@ -24,8 +24,9 @@ impl Place {
     }
 
     fn start(&self, more: &[&str]) -> Result<Playground> {
-        let base = self.base().to_string();
-        Playground::start(self.dir.path(), &[&["--data", "data", "--base-port", &base], more].concat())
+        let [base, sentinel] = [self.base(), self.ports.sentinel()].map(|port| port.to_string());
+        let ports = ["--data", "data", "--base-port", &base, "--sentinel-port", &sentinel];
+        Playground::start(self.dir.path(), &[&ports, more].concat())
     }
 
     /// A start that must be refused; what it said.
@@ -91,7 +92,8 @@ fn a_busy_port_is_named_with_its_holder() -> Result<()> {
     let place = Place::new()?;
     let busy = place.base() + 101;
     let _holder = TcpListener::bind(("127.0.0.1", busy))?;
-    let said = place.refused(&["--data", "data", "--base-port", &place.base().to_string()])?;
+    let base = place.base().to_string();
+    let said = place.refused(&["--data", "data", "--base-port", &base, "--sentinel-port", "0"])?;
     assert!(said.contains(&format!("port {busy} is in use by ")), "{said}");
     assert!(said.contains(&format!("(pid {})", std::process::id())), "{said}");
     Ok(())
@@ -123,12 +125,16 @@ fn flags_that_contradict_the_directory_or_each_other_are_refused() -> Result<()>
         ("--servers", "5"),
         ("--shards", "4"),
         ("--base-port", "7100"),
+        ("--sentinel-port", "7"),
         ("--durability", "quorum-memory"),
         ("--mode", "standalone"),
     ] {
         let said = place.refused(&["--data", "data", flag, value])?;
         assert!(said.contains(&format!("cannot continue with {flag} {value}")), "{said}");
     }
+    let first = std::fs::read_to_string(place.dir.path().join("data/server-1/kvorum.toml"))?;
+    let third = std::fs::read_to_string(place.dir.path().join("data/server-3/kvorum.toml"))?;
+    assert!(first.contains("sentinel-port = 26379\n") && third.contains("sentinel-port = 26381\n"));
     let said = place.refused(&["--data", "other", "--durability", "none"])?;
     assert!(said.contains("--servers 1"), "{said}");
     let said = place.refused(&["--data", "other", "--mode", "standalone", "--shards", "3"])?;

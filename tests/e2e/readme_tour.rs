@@ -88,7 +88,9 @@ fn the_tour_in_the_readme_is_true() -> Result<()> {
     ensure!(steps.len() >= 5, "the README has a tour of {} commands only", steps.len());
     let (dir, ports) = (tempfile::tempdir()?, PortBlock::take()?);
     let base = ports.base();
-    let playground = Playground::start(dir.path(), &["--base-port", &base.to_string()])?;
+    let sentinel = ports.sentinel();
+    let flags = ["--base-port", &base.to_string(), "--sentinel-port", &sentinel.to_string()];
+    let playground = Playground::start(dir.path(), &flags)?;
     for step in &steps {
         let said = run(&moved(&step.command, DEFAULT_BASE, base), dir.path())?;
         let said = moved(&said, base, DEFAULT_BASE);

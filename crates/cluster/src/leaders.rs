@@ -1,7 +1,10 @@
 //! Who leads each shard, as far as this server has heard.
 
-use crate::{Replica, ReplicaId, Shard, ShardId, Topology};
-use std::{collections::BTreeMap, sync::Arc};
+use crate::{Replica, ReplicaId, ServerId, Shard, ShardId, Topology};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// The leader of a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +76,9 @@ pub struct View {
     pub topology: Arc<Topology>,
     /// Who leads.
     pub leaders: Leaders,
+    /// The other servers that this one has not heard of lately. Each server has its own opinion of that, so nothing that has to
+    /// look alike on every server is made from it.
+    pub silent: BTreeSet<ServerId>,
 }
 
 impl View {

@@ -1,7 +1,7 @@
 //! The cluster as pure data and functions: who is there ([`Topology`]), who leads ([`Leaders`]), where a command
 //! goes ([`route()`]), what a cluster shows to its clients ([`describe`]), and the two state machines that Raft
 //! drives: [`MetaMachine`] decides the topology, [`ShardMachine`] holds the data of one shard. [`checks`] says which
-//! replica of a shard is wrong.
+//! replica of a shard is wrong, [`FailoverWatch`] what happens to the leaders.
 //!
 //! Contract: no clock, no entropy, no task, no IO. Same state and same entry give the same bytes on every replica,
 //! for ever; time and randomness arrive inside entries.
@@ -16,6 +16,7 @@
 pub mod checks;
 pub mod describe;
 pub mod entry;
+mod failover;
 mod hex;
 mod ids;
 mod leaders;
@@ -32,6 +33,7 @@ pub use entry::{
     BASE_LEVEL, CHECK_LEVEL, CHUNK_LEVEL, CHUNKED_BYTES_MAX, Configure, Entry, EntryBuilder, EntryError,
     FAMILIES_LEVEL, FEATURE_LEVEL, Header, Part,
 };
+pub use failover::{FailoverEvent, FailoverWatch, MasterNames, Picture, SentinelId, quorum};
 pub use ids::{NodeId, ParseNodeIdError, ReplicaId, ServerId, ShardId};
 pub use leaders::{Leader, Leaders, View};
 pub use meta::{Create, MetaCommand, MetaError, MetaFault, MetaMachine, MetaRefusal, NewServer};

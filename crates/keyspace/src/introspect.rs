@@ -7,23 +7,58 @@ use crate::{
 };
 use command::{Argument, ArgumentKind};
 
-/// Answers `COMMAND [COUNT|INFO|DOCS|GETKEYS|GETKEYSANDFLAGS|LIST|HELP …]`. The arity has been checked.
+/// Commands that one kind of port has: what COMMAND speaks of there.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// All of them, without subcommands.
+    pub all: fn() -> Vec<&'static Command>,
+    /// The one of that name, in any case.
+    pub lookup: fn(&[u8]) -> Option<&'static Command>,
+}
+
+/// The commands of a data port.
+const DATA: Table = Table { all: || command::all().collect(), lookup };
+
+impl Table {
+    fn count(self) -> usize {
+        (self.all)().len()
+    }
+
+    fn rows(self) -> impl Iterator<Item = &'static Command> {
+        (self.all)().into_iter()
+    }
+
+    /// A row by its full name: `set`, or `client|id`.
+    fn find(self, name: &[u8]) -> Option<&'static Command> {
+        match name.iter().position(|&b| b == b'|') {
+            Some(bar) => (self.lookup)(&name[..bar]).filter(|row| !row.opaque)?.subcommand(&name[bar + 1..]),
+            None => (self.lookup)(name),
+        }
+    }
+}
+
+/// Answers `COMMAND [COUNT|INFO|DOCS|GETKEYS|GETKEYSANDFLAGS|LIST|HELP …]` on a data port. The arity has been checked.
 pub fn command(args: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    command_of(DATA, args, out)
+}
+
+/// The same for other commands.
+pub fn command_of(table: Table, args: Args<'_>, out: &mut dyn Sink) -> Outcome {
     let Some((sub, rest)) = args[1..].split_first() else {
-        out.array(command::all().count());
-        command::all().for_each(|row| info(row, out));
+        out.array(table.count());
+        table.rows().for_each(|row| info(row, out));
         return Ok(());
     };
     match sub.to_ascii_lowercase().as_slice() {
         b"count" => {
-            out.count(command::all().count());
+            out.count(table.count());
             Ok(())
         }
-        b"info" => info_of(rest, out),
-        b"docs" => docs_of(rest, out),
-        b"getkeys" => get_keys(rest, false, out),
-        b"getkeysandflags" => get_keys(rest, true, out),
-        b"list" => list(rest, out),
+        b"info" => info_of(table, rest, out),
+        b"docs" => docs_of(table, rest, out),
+        b"getkeys" => get_keys(table, rest, false, out),
+        b"getkeysandflags" => get_keys(table, rest, true, out),
+        b"list" => list(table, rest, out),
         b"help" => {
             out.array(HELP.len());
             HELP.iter().for_each(|line| out.simple(line));
@@ -73,23 +108,15 @@ const HELP: &[&str] = &[
     "    Prints this help.",
 ];
 
-/// A row by its full name: `set`, or `client|id`.
-fn find(name: &[u8]) -> Option<&'static Command> {
-    match name.iter().position(|&b| b == b'|') {
-        Some(bar) => lookup(&name[..bar]).filter(|row| !row.opaque)?.subcommand(&name[bar + 1..]),
-        None => lookup(name),
-    }
-}
-
-fn info_of(names: Args<'_>, out: &mut dyn Sink) -> Outcome {
+fn info_of(table: Table, names: Args<'_>, out: &mut dyn Sink) -> Outcome {
     if names.is_empty() {
-        out.array(command::all().count());
-        command::all().for_each(|row| info(row, out));
+        out.array(table.count());
+        table.rows().for_each(|row| info(row, out));
         return Ok(());
     }
     out.array(names.len());
     for name in names {
-        match find(name) {
+        match table.find(name) {
             Some(row) => info(row, out),
             None => out.null(),
         }
@@ -171,11 +198,11 @@ fn key_spec(notes: &str, access: &[&str], first: i64, last: i64, step: i64, out:
     out.int(0);
 }
 
-fn docs_of(names: Args<'_>, out: &mut dyn Sink) -> Outcome {
+fn docs_of(table: Table, names: Args<'_>, out: &mut dyn Sink) -> Outcome {
     let rows: Vec<&Command> = if names.is_empty() {
-        command::all().collect()
+        table.rows().collect()
     } else {
-        names.iter().filter_map(|name| find(name)).collect()
+        names.iter().filter_map(|name| table.find(name)).collect()
     };
     out.map(rows.len());
     for row in rows {
@@ -293,8 +320,8 @@ fn arguments(list: &[Argument], out: &mut dyn Sink) {
     }
 }
 
-fn get_keys(args: Args<'_>, with_flags: bool, out: &mut dyn Sink) -> Outcome {
-    let row = lookup(args[0])
+fn get_keys(table: Table, args: Args<'_>, with_flags: bool, out: &mut dyn Sink) -> Outcome {
+    let row = (table.lookup)(args[0])
         .and_then(|row| if row.opaque { Some(row) } else { row.resolve(args).ok() })
         .ok_or(Error::new("ERR Invalid command specified"))?;
     if row.keys == Keys::None {
@@ -318,8 +345,8 @@ fn get_keys(args: Args<'_>, with_flags: bool, out: &mut dyn Sink) -> Outcome {
     Ok(())
 }
 
-fn list(filter: Args<'_>, out: &mut dyn Sink) -> Outcome {
-    let rows = || command::all().flat_map(|row| std::iter::once(row).chain(row.shown_subcommands()));
+fn list(table: Table, filter: Args<'_>, out: &mut dyn Sink) -> Outcome {
+    let rows = || table.rows().flat_map(|row| std::iter::once(row).chain(row.shown_subcommands()));
     let names: Vec<&str> = match filter {
         [] => rows().map(|row| row.name).collect(),
         [by, kind, value] if by.eq_ignore_ascii_case(b"filterby") => {

@@ -5,6 +5,7 @@ use crate::contact::{Answer, Call};
 use crate::identity::{Membership, MetaMember, random_hex};
 use crate::membership::LEFT;
 use crate::node::Node;
+use crate::timeline::TimelineEvent;
 use kvorum_cluster::{
     Create, Durability, FEATURE_LEVEL, MetaCommand, MetaMachine, Mode, ReplicaId, ServerId, ShardId, Stage,
     Tenure, Topology,
@@ -281,9 +282,20 @@ impl AdminClient {
     /// # Errors
     /// [`AdminError::Refused`] with the reason.
     pub async fn transfer(&mut self, shard: ShardId, to: ReplicaId) -> Result<(), AdminError> {
-        let request = rpc::TransferRequest { shard: shard.0.into(), to_replica: to.0 };
+        let request = rpc::TransferRequest { shard: shard.0.into(), to_replica: to.0, ..Default::default() };
         let reply = self.client.transfer(request).await;
         reply.map(|_| ()).map_err(|status| self.refused(&status))
+    }
+
+    /// What happened to the leaders of the shards as the server saw it, the oldest first.
+    ///
+    /// # Errors
+    /// [`AdminError::Refused`].
+    pub async fn failover_events(&mut self) -> Result<Vec<TimelineEvent>, AdminError> {
+        let reply = self.client.failover_events(rpc::FailoverEventsRequest {}).await;
+        let json = reply.map_err(|status| self.refused(&status))?.into_inner().json;
+        serde_json::from_str(&json)
+            .map_err(|error| AdminError::Refused { addr: self.addr.clone(), reason: error.to_string() })
     }
 
     /// Opens the replicas of this server whose logs are in doubt, of one shard or of all, with the logs they have: what was
@@ -676,6 +688,9 @@ impl Node {
             Call::Replace(request) => self.answer_replace(request).await.map(Answer::Replace),
             Call::Joined(request) => self.answer_joined(request).await.map(Answer::Joined),
             Call::Change(request) => self.answer_change(request).await.map(Answer::Change),
+            Call::Transfer(request) => {
+                self.answer_transfer(request).await.map(Answer::Transfer).map_err(|error| error.to_string())
+            }
         }
     }
 
@@ -722,10 +737,14 @@ impl Node {
         self.hear(from);
         self.learn_leaders(&request.leaders, None);
         self.learn_notes(ServerId(request.from_server), request.feature_level, &request.notes);
+        let introductions = &self.0.introductions;
+        introductions.learn(ServerId(request.from_server), &request.server_hex, request.sentinel_port);
         Ok(rpc::AnnounceReply {
             leaders: self.leaders(),
             feature_level: FEATURE_LEVEL.into(),
             notes: self.notes(),
+            sentinel_port: Some(introductions.own_port()),
+            server_hex: self.server().server_hex,
         })
     }
 
@@ -788,12 +807,8 @@ impl Admin for AdminService {
         &self,
         request: Request<rpc::TransferRequest>,
     ) -> Result<Response<rpc::TransferReply>, Status> {
-        let request = request.into_inner();
-        let shard = u16::try_from(request.shard).ok().and_then(|shard| self.node.shard(ShardId(shard)));
-        let shard = shard.ok_or_else(|| Status::not_found("no such shard on this server"))?;
-        let transferred = shard.group().transfer_leader(request.to_replica).await;
-        transferred.map_err(|error| Status::failed_precondition(error.to_string()))?;
-        Ok(Response::new(rpc::TransferReply {}))
+        let reply = self.node.answer_transfer(request.into_inner()).await;
+        Ok(Response::new(reply.map_err(|error| Status::failed_precondition(error.to_string()))?))
     }
 
     async fn replace(
@@ -839,6 +854,16 @@ impl Admin for AdminService {
     async fn join(&self, request: Request<rpc::JoinRequest>) -> Result<Response<rpc::JoinReply>, Status> {
         let server = self.take_in(request.into_inner()).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(rpc::JoinReply { server: server.0 }))
+    }
+
+    async fn failover_events(
+        &self,
+        _: Request<rpc::FailoverEventsRequest>,
+    ) -> Result<Response<rpc::FailoverEventsReply>, Status> {
+        let events: Vec<TimelineEvent> =
+            self.node.timeline().iter().map(|event| TimelineEvent::clone(event)).collect();
+        let json = serde_json::to_string(&events).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(rpc::FailoverEventsReply { json }))
     }
 }
 
@@ -890,6 +915,8 @@ impl Announcer {
                 cluster_id,
                 feature_level: FEATURE_LEVEL.into(),
                 notes: node.notes(),
+                sentinel_port: Some(node.0.introductions.own_port()),
+                server_hex: node.server().server_hex,
             };
             let asked = node.now();
             let note = node.0.host.note(to.0, &addr, request.encode_to_vec().into(), ANNOUNCE_TIMEOUT).await;
@@ -901,6 +928,7 @@ impl Announcer {
                     node.hear(to);
                     node.learn_leaders(&reply.leaders, Some(asked));
                     node.learn_notes(to, reply.feature_level, &reply.notes);
+                    node.0.introductions.learn(to, &reply.server_hex, reply.sentinel_port);
                 }
                 Err(error) if error == LEFT && !told => {
                     told = true;

@@ -49,6 +49,8 @@ pub struct NodeConfig {
     pub bind: String,
     /// Client port of shard 0; shard n listens on `base_port + n`, peers on `base_port + 98`.
     pub base_port: u16,
+    /// What clients of Sentinel call the shard of a cluster that has one only; see [`kvorum_cluster::MasterNames`].
+    pub master_name: String,
     /// Raft's timers.
     pub timing: Timing,
     /// How leader reads are made linearizable.
@@ -83,6 +85,7 @@ impl NodeConfig {
             peer_addresses: BTreeMap::new(),
             bind: host.to_owned(),
             base_port,
+            master_name: "mymaster".to_owned(),
             timing: Timing::default(),
             read_mode: ReadMode::Lease,
             write_timeout: Duration::from_secs(5),

@@ -25,6 +25,8 @@ pub enum Call {
     Joined(rpc::JoinedRequest),
     /// Asks the leader of the meta group to change who is in the cluster, or what lives where.
     Change(rpc::ChangeRequest),
+    /// Asks the server of a shard's leader to hand it over.
+    Transfer(rpc::TransferRequest),
 }
 
 /// The answer to the [`Call`] of the same name.
@@ -38,6 +40,8 @@ pub enum Answer {
     Joined(rpc::JoinedReply),
     /// To [`Call::Change`].
     Change(rpc::ChangeReply),
+    /// To [`Call::Transfer`].
+    Transfer(rpc::TransferReply),
 }
 
 /// Reaches other servers. Addresses are peer addresses, `host:port`.
@@ -101,6 +105,9 @@ impl Contact for GrpcContact {
                 }
                 Call::Change(request) => {
                     client.change(request).await.map(|reply| Answer::Change(reply.into_inner()))
+                }
+                Call::Transfer(request) => {
+                    client.transfer(request).await.map(|reply| Answer::Transfer(reply.into_inner()))
                 }
             };
             answer.map_err(|status| status.message().to_owned())

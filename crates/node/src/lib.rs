@@ -15,6 +15,7 @@ mod clock;
 mod config;
 mod contact;
 mod gather;
+mod handover;
 mod identity;
 mod membership;
 mod meta;
@@ -29,6 +30,7 @@ mod shard;
 mod stopwatch;
 #[cfg(test)]
 mod testing;
+mod timeline;
 mod upload;
 mod views;
 
@@ -40,6 +42,7 @@ pub use batch::{Batch, ReplySink};
 pub use clock::{SystemTimeSource, TimeSource};
 pub use config::{CHUNK_BYTES, LEADER_CALM, NodeConfig, ReadMode, Timing};
 pub use contact::{Answer, Call, Contact};
+pub use handover::HandoverError;
 pub use identity::IdentityError;
 pub use kvorum_raft::metrics::{Buckets, Metrics};
 pub use kvorum_raft::wal::WalConfig;
@@ -50,3 +53,4 @@ pub use platform::{Observer, Platform};
 pub use proposer::SubmitError;
 pub use running::RunningError;
 pub use shard::{ReadError, Shard};
+pub use timeline::{Peer, TIMELINE_LENGTH, TimelineEvent};

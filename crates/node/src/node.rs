@@ -6,6 +6,7 @@ use crate::checks::Checks;
 use crate::clock::LogClock;
 use crate::config::{NodeConfig, PEER_PORT_OFFSET};
 use crate::contact::Contact;
+use crate::handover::Handovers;
 use crate::identity::{Identity, IdentityError, Membership};
 use crate::membership::{Requests, members};
 use crate::meta::{self, CACHED_TOPOLOGY, META_GROUP, MetaReplica};
@@ -14,6 +15,7 @@ use crate::proposer::Proposer;
 use crate::replica::Replica;
 use crate::running::{Running, RunningError};
 use crate::shard::Shard;
+use crate::timeline::{Introductions, Timeline};
 use crate::views::Views;
 use kvorum_cluster::{
     Configure, Durability, FEATURE_LEVEL, ReplicaId, ServerId, ShardId, Stage, Topology, View,
@@ -107,10 +109,14 @@ pub(crate) struct Inner {
     pub(crate) checks: Arc<Checks>,
     /// When each other server was last heard, by the environment's clock.
     heard: Mutex<BTreeMap<ServerId, Duration>>,
+    /// What servers said of themselves.
+    pub(crate) introductions: Introductions,
+    pub(crate) timeline: Timeline,
+    pub(crate) handovers: Handovers,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     /// Raft, the transport, apply and the drivers run here, never user work. `None` when it is the caller's.
     runtime: Mutex<Option<tokio::runtime::Runtime>>,
-    handle: tokio::runtime::Handle,
+    pub(crate) handle: tokio::runtime::Handle,
     stopping: AtomicBool,
 }
 
@@ -204,6 +210,9 @@ impl Node {
             meta: Mutex::new(None),
             checks: Arc::default(),
             heard: Mutex::new(BTreeMap::new()),
+            introductions: Introductions::default(),
+            timeline: Timeline::default(),
+            handovers: Handovers::default(),
             tasks: Mutex::new(Vec::new()),
             runtime: Mutex::new(None),
             handle: tokio::runtime::Handle::current(),
@@ -445,6 +454,7 @@ impl Node {
         self.follow_members(me);
         self.spawn(self.clone().balance_leaders());
         self.spawn(self.clone().announce(me));
+        self.spawn(self.clone().watch_failovers(me));
         Ok(())
     }
 
@@ -478,7 +488,12 @@ impl Node {
     }
 
     pub(crate) fn heard_within(&self, server: ServerId, bound: Duration) -> bool {
-        self.0.heard.lock().get(&server).is_some_and(|heard| self.now().saturating_sub(*heard) <= bound)
+        self.since_heard(server).is_some_and(|since| since <= bound)
+    }
+
+    /// How long ago another server gave a sign of life.
+    pub(crate) fn since_heard(&self, server: ServerId) -> Option<Duration> {
+        self.0.heard.lock().get(&server).map(|heard| self.now().saturating_sub(*heard))
     }
 
     /// Another server gave a sign of life.

@@ -81,6 +81,7 @@ impl Views {
                 leaders.depose(shard.id, leader.term + 1);
             }
         }
-        self.published.send_replace(Some(Arc::new(View { topology: Arc::clone(topology), leaders })));
+        let view = View { topology: Arc::clone(topology), leaders, silent: state.silent.clone() };
+        self.published.send_replace(Some(Arc::new(view)));
     }
 }

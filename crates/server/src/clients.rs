@@ -54,9 +54,20 @@ pub(crate) struct Profile {
     pub(crate) no_evict: bool,
     pub(crate) no_touch: bool,
     pub(crate) monitor: bool,
+    /// Channels it subscribed to.
+    pub(crate) channels: usize,
+    /// Patterns it subscribed to.
+    pub(crate) patterns: usize,
     pub(crate) protocol: Protocol,
     /// Name of the last command.
     pub(crate) command: &'static str,
+}
+
+impl Profile {
+    /// Whether it waits for what others publish.
+    pub(crate) fn is_subscriber(&self) -> bool {
+        self.channels + self.patterns > 0
+    }
 }
 
 /// What a connection measures about itself. One task writes, others read whenever they like.
@@ -275,6 +286,7 @@ impl Client {
         let mut flags = String::new();
         for (set, flag) in [
             (profile.monitor, 'O'),
+            (profile.is_subscriber(), 'P'),
             (self.is_blocked(), 'b'),
             (profile.readonly, 'r'),
             (profile.no_evict, 'e'),
@@ -294,7 +306,7 @@ impl Client {
         let total =
             CONNECTION_BYTES + input + input_free + arguments + output.max(capacity) + self.feed.len();
         format!(
-            "id={} addr={} laddr={} fd={} name={} age={age} idle={idle} flags={flags} db={} sub=0 psub=0 ssub=0 \
+            "id={} addr={} laddr={} fd={} name={} age={age} idle={idle} flags={flags} db={} sub={} psub={} ssub=0 \
              multi=-1 qbuf={input} qbuf-free={input_free} argv-mem={arguments} multi-mem=0 rbs={capacity} rbp={} \
              obl={} oll={} omem={listed} tot-mem={total} events={} cmd={} user=default redir=-1 resp={} lib-name={} \
              lib-ver={} tot-net-in={} tot-net-out={} tot-cmds={}",
@@ -304,6 +316,8 @@ impl Client {
             self.fd,
             String::from_utf8_lossy(&profile.name),
             profile.db,
+            profile.channels,
+            profile.patterns,
             get(&meters.output_peak),
             output.min(STATIC_REPLY_BYTES),
             listed.div_ceil(STATIC_REPLY_BYTES),

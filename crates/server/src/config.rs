@@ -77,6 +77,10 @@ settings! {
     http_port: HttpPort = HttpPort::default(),
     /// Address to listen on for HTTP [default: bind]
     http_bind: HttpBind = HttpBind::default(),
+    /// Port for clients of Redis Sentinel, on every server; 0 for none [default: 26379, unless another program has it]
+    sentinel_port: SentinelPort = SentinelPort::default(),
+    /// What clients of Redis Sentinel call the shard, in a cluster of one shard; the same on every server [default: mymaster]
+    sentinel_master_name: String = "mymaster".to_owned(),
     /// Directory of the data; in the file relative to the file's folder, which is also the default
     dir: PathBuf = PathBuf::new(),
     /// How a leader makes sure that a read is current: `lease` (no round trip) or `quorum` (one per batch of
@@ -181,6 +185,32 @@ impl FromStr for HttpPort {
     type Err = std::num::ParseIntError;
     fn from_str(text: &str) -> Result<HttpPort, Self::Err> {
         text.parse().map(|port| HttpPort(Some(port)))
+    }
+}
+
+/// Port for clients of Redis Sentinel, if one was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct SentinelPort(pub(crate) Option<u16>);
+
+impl SentinelPort {
+    /// Redis Sentinel's.
+    pub(crate) const USUAL: u16 = 26_379;
+}
+
+impl fmt::Debug for SentinelPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(port) => write!(f, "{port}"),
+            None => write!(f, "{}, unless another program has it", SentinelPort::USUAL),
+        }
+    }
+}
+
+impl FromStr for SentinelPort {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<SentinelPort, Self::Err> {
+        text.parse().map(|port| SentinelPort(Some(port)))
     }
 }
 
@@ -369,6 +399,12 @@ impl Config {
         (port > 0).then(|| SocketAddr::new(self.http_bind.0.unwrap_or(self.bind), port))
     }
 
+    /// Where clients of Redis Sentinel are answered, if anywhere.
+    pub(crate) fn sentinel(&self) -> Option<SocketAddr> {
+        let port = self.sentinel_port.0.unwrap_or(SentinelPort::USUAL);
+        (port > 0).then(|| SocketAddr::new(self.bind, port))
+    }
+
     /// Checks every setting for itself and against the others.
     fn checked(self) -> Result<Config, ConfigError> {
         let refuse = |key: &str, why: String| Err(ConfigError(format!("{key}: {why}")));
@@ -388,6 +424,23 @@ impl Config {
         {
             let why = format!("{} is one of the ports for clients and peers", http.port());
             return refuse("http-port", why);
+        }
+        if let Some(port) = self.sentinel_port.0.filter(|port| *port > 0) {
+            let taken = (self.base_port..=self.peer_port()).contains(&port)
+                || self.http().is_some_and(|http| http.port() == port);
+            if taken {
+                return refuse(
+                    "sentinel-port",
+                    format!("{port} is one of the ports for clients, peers and HTTP"),
+                );
+            }
+        }
+        let name = &self.sentinel_master_name;
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        if name.is_empty() || name.len() > 64 || !name.chars().all(plain) || name.starts_with("shard-") {
+            let why =
+                format!("{name:?} is not up to 64 letters, digits, '.', '-' and '_', or begins with shard-");
+            return refuse("sentinel-master-name", why);
         }
         for (announced, used) in &self.peer_addresses.0 {
             if let Some(odd) = [announced, used].into_iter().find(|addr| !is_host_and_port(addr)) {
@@ -579,6 +632,15 @@ mod tests {
     }
 
     #[test]
+    fn sentinel_has_the_usual_port_another_one_or_none() {
+        let port = |text: &str| in_file(text).unwrap().sentinel().map(|address| address.to_string());
+        assert_eq!(port(""), Some("127.0.0.1:26379".to_owned()));
+        assert_eq!(in_file("").unwrap().sentinel_port.0, None, "nobody asked for it");
+        assert_eq!(port("sentinel-port = 5000"), Some("127.0.0.1:5000".to_owned()));
+        assert_eq!(port("sentinel-port = 0"), None);
+    }
+
+    #[test]
     fn the_documented_default_is_the_one_in_force() {
         let command = <Settings as clap::Args>::augment_args(clap::Command::new("server"));
         let shown = format!("{:?}", in_file("").unwrap());
@@ -689,6 +751,10 @@ mod tests {
             ("announce-host = \"::\"", "announce-host: :: means"),
             ("base-port = 0", "base-port: 0 is not in 1..=65436"),
             ("base-port = 65437", "base-port: 65437 is not in"),
+            ("sentinel-port = 7100", "sentinel-port: 7100 is one of the ports for clients, peers and HTTP"),
+            ("sentinel-port = 7199", "sentinel-port: 7199 is one of the ports"),
+            ("sentinel-master-name = \"shard-0\"", "sentinel-master-name: \"shard-0\" is not up to 64"),
+            ("sentinel-master-name = \"a b\"", "sentinel-master-name: \"a b\" is not up to 64"),
             ("heartbeat-ms = 9", "heartbeat-ms: 9 is not in 10..=10000"),
             ("election-timeout-min-ms = 149", "election-timeout-min-ms: 149 is not in 150..=60000"),
             ("election-timeout-max-ms = 150", "election-timeout-max-ms: 150 is not above"),

@@ -30,12 +30,12 @@ use crate::dispatch::{self, Course};
 use crate::engine::{Engine, Failure};
 use crate::port::{Place, Port, Replica};
 use crate::resp::{Limits, Protocol, RequestDecoder, RespSink};
-use crate::session::{Action, Next, Session};
+use crate::session::{Action, Asked, Next, Session};
 use crate::slowlog::SlowCommand;
 use crate::stats::{Tally, count_error};
-use kvorum_cluster::View;
+use kvorum_cluster::{ReplicaId, View};
 use kvorum_keyspace::{Args, Command, Sink};
-use kvorum_node::{Batch, ReadError, ReplySink};
+use kvorum_node::{Batch, HandoverError, ReadError, ReplySink};
 use parking_lot::RwLock;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -538,6 +538,7 @@ impl<E: Engine> Connection<E> {
             Next::Close => self.finishing = true,
             Next::Wait { replicas, patience, on_disk } => self.wait_replicas(replicas, patience, on_disk),
             Next::Save { in_background } => self.save(in_background),
+            Next::Handover { to, asked } => self.hand_over(to, asked),
             Next::Shutdown => {
                 let control = self.shared.port.control.clone();
                 let withdrawn = Box::pin(async move { control.withdrawn().await });
@@ -599,6 +600,17 @@ impl<E: Engine> Connection<E> {
             let saved = Box::pin(async move { saving.await.unwrap_or(false) });
             self.run_work(Work::Save(saved), Commands::default());
         }
+    }
+
+    /// Another replica is to lead.
+    fn hand_over(&mut self, to: Option<ReplicaId>, asked: Asked) {
+        let Some(engine) = self.engine.clone() else {
+            let text = asked.refusal(&HandoverError::NoHeir);
+            return self.reply(|_, _, out| out.error(text.as_bytes()));
+        };
+        let handover = engine.hand_over(to);
+        let work = Box::pin(async move { handover.await.map_err(|why| asked.refusal(&why)) });
+        self.run_work(Work::Handover(work), Commands::default());
     }
 
     /// Something that takes its time is on its way.

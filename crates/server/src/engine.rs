@@ -8,7 +8,9 @@ use crate::resp::RespSink;
 use crate::stats::KeyspaceCounts;
 use kvorum_cluster::{Durability, ReplicaId, View};
 use kvorum_keyspace::Slot;
-use kvorum_node::{Batch, Node, ReadError, ReplySink, Role, Shard, SnapshotStats, SubmitError};
+use kvorum_node::{
+    Batch, HandoverError, Node, ReadError, ReplySink, Role, Shard, SnapshotStats, SubmitError,
+};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +66,12 @@ pub(crate) trait Engine: Replica + Clone + 'static {
     /// Writes a snapshot of everything applied here; the error is for the log.
     fn save(&self) -> impl Future<Output = Result<(), String>> + Send + 'static;
 
+    /// Hands the shard's leadership to that replica, or to the follower that lags least.
+    fn hand_over(
+        &self,
+        to: Option<ReplicaId>,
+    ) -> impl Future<Output = Result<(), HandoverError>> + Send + 'static;
+
     /// Resolves when it is worth asking again who leads.
     fn leadership_changes(&self) -> impl Future<Output = ()> + Send + 'static;
 }
@@ -71,6 +79,7 @@ pub(crate) trait Engine: Replica + Clone + 'static {
 /// The node's replica of a shard.
 #[derive(Clone)]
 pub(crate) struct NodeReplica {
+    node: Node,
     shard: Shard,
     view: watch::Receiver<Option<Arc<View>>>,
 }
@@ -78,7 +87,7 @@ pub(crate) struct NodeReplica {
 impl NodeReplica {
     /// A replica of a node that has a view of its cluster, as it has once there are replicas.
     pub(crate) fn new(node: &Node, shard: Shard) -> NodeReplica {
-        NodeReplica { shard, view: node.views() }
+        NodeReplica { node: node.clone(), shard, view: node.views() }
     }
 }
 
@@ -202,6 +211,14 @@ impl Engine for NodeReplica {
     fn save(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
         let shard = self.shard.clone();
         async move { shard.snapshot().await.map_err(|error| error.to_string()) }
+    }
+
+    fn hand_over(
+        &self,
+        to: Option<ReplicaId>,
+    ) -> impl Future<Output = Result<(), HandoverError>> + Send + 'static {
+        let (node, shard) = (self.node.clone(), self.shard.id());
+        async move { node.transfer(shard, to).await.map(drop) }
     }
 
     fn leadership_changes(&self) -> impl Future<Output = ()> + Send + 'static {

@@ -1,4 +1,4 @@
-//! The HTTP port: whether the process lives, whether the server is ready, and what it counts.
+//! The HTTP port: whether the process lives, whether the server is ready, what it counts, and what it saw of failovers.
 //!
 //! It is for probes and scrapers, so it is small: GET and HEAD of a few paths, one request a connection, few connections at a time, and
 //! little time for each. What it answers costs the client ports a short look at their counters.
@@ -30,12 +30,15 @@ const HEAD_BYTES: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What the port tells.
 pub(crate) trait Subject: Send + Sync + 'static {
     /// Why the server is not ready; empty when it is.
     fn unready(&self) -> Vec<String>;
+    /// What happened to the leaders of shards: a list in JSON.
+    fn events(&self) -> String;
     /// All figures in Prometheus's text format.
     fn metrics(&self) -> String;
 }
@@ -86,7 +89,7 @@ async fn answer(stream: TcpStream, subject: Arc<dyn Subject>) {
 }
 
 fn respond(method: &Method, path: &str, subject: &dyn Subject) -> Response<Full<Bytes>> {
-    let known = ["/healthz", "/readyz", "/metrics"].contains(&path);
+    let known = ["/healthz", "/readyz", "/metrics", "/events"].contains(&path);
     if !known {
         return text(StatusCode::NOT_FOUND, PLAIN, "not found\n".to_owned());
     }
@@ -101,6 +104,7 @@ fn respond(method: &Method, path: &str, subject: &dyn Subject) -> Response<Full<
             reasons if reasons.is_empty() => text(StatusCode::OK, PLAIN, "ok\n".to_owned()),
             reasons => text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, reasons.join("\n") + "\n"),
         },
+        "/events" => text(StatusCode::OK, JSON, subject.events() + "\n"),
         _ => text(StatusCode::OK, PROMETHEUS, subject.metrics()),
     }
 }

@@ -221,9 +221,14 @@ impl Default for OutputLimits {
 }
 
 impl OutputLimits {
-    /// The class of all the clients there are.
+    /// The class of clients that did not subscribe.
     pub(crate) fn normal(&self) -> OutputLimit {
         self.0[0]
+    }
+
+    /// The class of those that did.
+    pub(crate) fn pubsub(&self) -> OutputLimit {
+        self.0[2]
     }
 
     /// With what `text` says of some classes, in Redis's words when it says it wrongly.

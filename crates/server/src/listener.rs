@@ -23,13 +23,13 @@ use tokio::task::{JoinError, JoinSet};
 use tracing::{error, warn};
 
 /// Pause after a failed accept: out of file descriptors, most likely, which only time or a client can cure.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long connections may take to finish when the server stops.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections that the kernel keeps for us to accept: a burst of them is taken, not turned away.
 const BACKLOG: u32 = 4096;
 /// Connections accepted before others have their turn.
-const ACCEPT_TURN: usize = 16;
+pub(crate) const ACCEPT_TURN: usize = 16;
 /// How often it is said that clients are refused.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -64,7 +64,7 @@ pub(crate) async fn listen<E: Engine>(
                     // Those that wait behind it come along, so that a burst does not cost a round for each.
                     let others = std::iter::from_fn(|| listener.accept().now_or_never().and_then(Result::ok));
                     for (stream, peer) in std::iter::once(first).chain(others).take(ACCEPT_TURN) {
-                        if let Some(client) = admit(&shared, &stream, peer) {
+                        if let Some(client) = admit(&shared.port, &stream, peer) {
                             connections.spawn(connection::serve(Arc::clone(&shared), stream, client));
                         }
                     }
@@ -82,7 +82,7 @@ pub(crate) async fn listen<E: Engine>(
                 if let Some(engine) = shared.engine() {
                     shared.port.saves.observe(engine.snapshots().built, || engine.keyspace().sequence);
                 }
-                end_idle(&shared, now);
+                end_idle(&shared.port, now);
                 end_unread(&shared, now);
                 if now.duration_since(refusals_told) >= REFUSAL_INTERVAL {
                     refusals_told = now;
@@ -123,8 +123,7 @@ fn tell_refusals(port: &Port, told: &mut u64) {
 }
 
 /// Lets a client in, unless there are too many.
-fn admit<E: Engine>(shared: &Shared<E>, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
-    let port = &shared.port;
+pub(crate) fn admit(port: &Port, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
     // A client that is gone already has no address any more.
     let local = stream.local_addr().ok()?;
     let most = port.settings.maxclients.load(Ordering::Relaxed);
@@ -148,11 +147,15 @@ fn admit<E: Engine>(shared: &Shared<E>, stream: &TcpStream, peer: SocketAddr) ->
 }
 
 /// Ends connections that were silent for too long.
-fn end_idle<E: Engine>(shared: &Shared<E>, now: Instant) {
-    let Some(timeout) = shared.port.settings.timeout() else { return };
-    for client in shared.port.clients.all() {
+pub(crate) fn end_idle(port: &Port, now: Instant) {
+    let Some(timeout) = port.settings.timeout() else { return };
+    for client in port.clients.all() {
+        if client.idle(now) < timeout || client.is_blocked() {
+            continue;
+        }
         // As Redis: who waits in a command or for what others do is not idle.
-        if client.idle(now) >= timeout && !client.is_blocked() && !client.profile().monitor {
+        let profile = client.profile();
+        if !profile.monitor && !profile.is_subscriber() {
             client.kill();
         }
     }
@@ -196,7 +199,7 @@ mod tests {
             let (stream, peer) = listener.accept().await.unwrap();
             // It waited to be accepted when this was changed.
             shared.port.settings.tcp_keepalive_s.store(keepalive_s, Ordering::Relaxed);
-            let client = admit(&shared, &stream, peer).unwrap();
+            let client = admit(&shared.port, &stream, peer).unwrap();
             assert_eq!((client.peer, client.local), (peer, address));
             let socket = SockRef::from(&stream);
             assert!(socket.tcp_nodelay().unwrap());

@@ -13,10 +13,11 @@ use crate::listener::{self, listen};
 use crate::metrics::{self, Exposition};
 use crate::password::{Password, RequirePass};
 use crate::port::{Port, Replica};
+use crate::sentinel::{self, SentinelPort};
 use crate::settings::{DebugCommand, OutputSettings, Settings};
 use crate::stats::SAMPLE_INTERVAL;
 use kvorum_cluster::ShardId;
-use kvorum_node::{Node, NodeConfig, ReadMode};
+use kvorum_node::{Node, NodeConfig, ReadMode, TimelineEvent};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Peer port = base port + this.
 const PEER_PORT_OFFSET: u16 = 98;
@@ -43,6 +44,8 @@ pub struct ServeConfig {
     pub bind: IpAddr,
     /// Where probes and scrapers are answered (HTTP); `None` for nowhere.
     pub http: Option<SocketAddr>,
+    /// Where clients of Redis Sentinel are answered; `None` for nowhere.
+    pub sentinel: Option<SentinelConfig>,
     /// The configuration file that all this comes from, for CONFIG REWRITE.
     pub file: Option<PathBuf>,
     /// Who may use DEBUG.
@@ -63,6 +66,15 @@ pub struct ServeConfig {
     pub failover_hold: Duration,
     /// What is measured of commands, and what is remembered of slow ones.
     pub measure: MeasureConfig,
+}
+
+/// Where clients of Redis Sentinel are answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SentinelConfig {
+    /// The address to listen on.
+    pub address: SocketAddr,
+    /// Whether to go on without when it is taken: it is the usual port, and nobody asked for it.
+    pub optional: bool,
 }
 
 /// What is measured of commands, and what is remembered of slow ones.
@@ -97,6 +109,7 @@ impl Default for ServeConfig {
         ServeConfig {
             bind: IpAddr::from([127, 0, 0, 1]),
             http: None,
+            sentinel: None,
             file: None,
             debug_command: DebugCommand::default(),
             control: Control::default(),
@@ -146,6 +159,7 @@ pub async fn serve(
         }
         None => None,
     };
+    let sentinel = open_sentinel(&node, &config, &settings)?;
     let mut ports = Ports { node: node.clone(), config, settings, open: BTreeMap::new(), shown: open };
     let mut shards = node.shards();
     let mut views = node.views();
@@ -169,10 +183,36 @@ pub async fn serve(
             () = ports.next_closing() => {}
         }
     };
+    if let Some(sentinel) = sentinel {
+        sentinel.close().await;
+    }
     ports.close().await;
     // To the last, whoever watches the server sees what it does.
     drop(http);
     served
+}
+
+/// Opens the Sentinel port, and lets the other servers know of it.
+fn open_sentinel(
+    node: &Node,
+    config: &ServeConfig,
+    settings: &Arc<Settings>,
+) -> Result<Option<SentinelPort>, ServeError> {
+    let Some(SentinelConfig { address, optional }) = config.sentinel else { return Ok(None) };
+    let listener = match listener::open(address) {
+        Ok(listener) => listener,
+        Err(source) if optional && source.kind() == io::ErrorKind::AddrInUse => {
+            warn!(%address, "another program has the port for clients of Sentinel, so there are none; see sentinel-port");
+            return Ok(None);
+        }
+        Err(source) => return Err(ServeError::Listen { address, source }),
+    };
+    let peer_port = node.config().base_port + PEER_PORT_OFFSET;
+    let id = node.server().server_hex;
+    let port = Port::new(address.port(), peer_port, id, Arc::clone(settings), config.control.clone());
+    node.announce_sentinel(address.port());
+    info!(%address, "serving clients of Sentinel");
+    Ok(Some(sentinel::open(listener, port, node.clone())))
 }
 
 /// What the HTTP port tells.
@@ -187,6 +227,11 @@ type Shown = Arc<RwLock<BTreeMap<ShardId, Arc<Shared<NodeReplica>>>>>;
 impl http::Subject for Figures {
     fn unready(&self) -> Vec<String> {
         self.node.unready()
+    }
+
+    fn events(&self) -> String {
+        let events: Vec<_> = self.node.timeline().iter().map(|event| TimelineEvent::clone(event)).collect();
+        serde_json::to_string(&events).expect("numbers and texts have a JSON form")
     }
 
     fn metrics(&self) -> String {

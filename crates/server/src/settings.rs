@@ -133,7 +133,12 @@ impl OutputSettings {
         }
     }
 
-    /// Those of the clients there are.
+    /// Those of clients that subscribed.
+    pub(crate) fn pubsub(&self) -> OutputLimit {
+        self.all.read().pubsub()
+    }
+
+    /// Those of all other clients.
     pub(crate) fn normal(&self) -> OutputLimit {
         OutputLimit {
             hard_bytes: self.hard_bytes.load(Ordering::Relaxed),

@@ -14,7 +14,7 @@ use kvorum_cluster::{
     Durability, Layout, Leaders, Mode, ReplicaId, Server, ServerId, ShardId, Topology, View, place,
 };
 use kvorum_keyspace::{Keyspace, Run, Sink, Slot};
-use kvorum_node::{Batch, ReadError, ReplySink, SnapshotStats};
+use kvorum_node::{Batch, HandoverError, ReadError, ReplySink, SnapshotStats};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -86,7 +86,11 @@ impl Scripted {
         let settings = kvorum_keyspace::Settings { databases, hash_seed: [7; 16] };
         Scripted(Arc::new(Script {
             me,
-            view: watch::Sender::new(Arc::new(View { topology, leaders: Leaders::default() })),
+            view: watch::Sender::new(Arc::new(View {
+                topology,
+                leaders: Leaders::default(),
+                silent: Default::default(),
+            })),
             keyspace: Mutex::new(Keyspace::new(settings)),
             steps: Mutex::default(),
             reads: Mutex::default(),
@@ -112,7 +116,8 @@ impl Scripted {
             let Some(spec) = view.topology.shard(ShardId(shard)) else { return };
             let winner = spec.replicas.iter().find(|replica| replica.server == ServerId(server)).unwrap();
             leaders.announce(ShardId(shard), term, winner.id);
-            *view = Arc::new(View { topology: Arc::clone(&view.topology), leaders });
+            *view =
+                Arc::new(View { topology: Arc::clone(&view.topology), leaders, silent: Default::default() });
         });
     }
 
@@ -121,7 +126,8 @@ impl Scripted {
         self.0.view.send_modify(|view| {
             let mut leaders = view.leaders.clone();
             leaders.depose(ShardId(shard), term);
-            *view = Arc::new(View { topology: Arc::clone(&view.topology), leaders });
+            *view =
+                Arc::new(View { topology: Arc::clone(&view.topology), leaders, silent: Default::default() });
         });
     }
 
@@ -303,6 +309,15 @@ impl Engine for Scripted {
 
     fn save(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
         std::future::ready(Ok(()))
+    }
+
+    fn hand_over(
+        &self,
+        to: Option<ReplicaId>,
+    ) -> impl Future<Output = Result<(), HandoverError>> + Send + 'static {
+        let heir = to.map_or(2, |to| to.0);
+        self.0.log.lock().push(format!("hand over to {heir}"));
+        std::future::ready(if heir == 2 { Ok(()) } else { Err(HandoverError::NotReady) })
     }
 
     fn leadership_changes(&self) -> impl Future<Output = ()> + Send + 'static {

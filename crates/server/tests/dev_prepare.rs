@@ -76,7 +76,7 @@ fn a_busy_port_stops_everything_and_is_named_with_its_holder() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let base = (port - 101).to_string();
-    let error = refusal(&kvorum(dir.path(), &["dev", "--base-port", &base]));
+    let error = refusal(&kvorum(dir.path(), &["dev", "--base-port", &base, "--sentinel-port", "0"]));
     let me = std::process::id();
     assert!(error.contains(&format!("port {port} is in use by ")), "{error}");
     assert!(error.contains(&format!("(pid {me})")), "{error}");

@@ -68,6 +68,8 @@ async fn probes_say_whether_the_server_lives_and_is_ready() {
     assert_eq!((alive.status, alive.body.as_str()), (200, "ok\n"));
     let ready = get(http, "/readyz").await;
     assert_eq!((ready.status, ready.body.as_str()), (503, "the server belongs to no cluster\n"));
+    let events = get(http, "/events").await;
+    assert_eq!((events.status, events.body.as_str()), (200, "[]\n"));
     scrape(http).await;
     create(base_port, Mode::Cluster, 2, 1).await;
     until_ready(http).await;

@@ -25,6 +25,8 @@ use crate::proxy::Proxies;
 use crate::resp::{Connection, Value};
 
 const LOOPBACK: &str = "127.0.0.1";
+/// Where server 1 of a playground answers clients of Redis Sentinel, unless told otherwise.
+const USUAL_SENTINEL_PORT: u16 = 26_379;
 const LOG_TAIL_LINES: usize = 40;
 
 /// What kind of cluster to start.
@@ -90,7 +92,7 @@ pub struct Cluster {
     wires: Wires,
     /// Ended by a fault, or frozen by one: what healing undoes.
     harmed: Vec<Fault>,
-    _ports: PortBlock,
+    ports: PortBlock,
     dir: Option<tempfile::TempDir>,
 }
 
@@ -161,7 +163,7 @@ impl Cluster {
             servers: Vec::new(),
             wires,
             harmed: Vec::new(),
-            _ports: ports,
+            ports,
             dir: Some(dir),
         };
         let data = cluster.dir().to_owned();
@@ -184,6 +186,10 @@ impl Cluster {
             let mut text =
                 std::fs::read_to_string(&config).with_context(|| format!("{}", config.display()))?;
             text = text.replace(LOOPBACK, cluster.map.host(number));
+            // In the file, not by a flag: programs from before there was one are measured, too.
+            let usual = format!("sentinel-port = {}\n", USUAL_SENTINEL_PORT + number - 1);
+            let own = format!("sentinel-port = {}\n", cluster.ports.sentinel() + number - 1);
+            text = text.replace(&usual, &own);
             for line in &cluster.shape.settings {
                 text.push_str(line);
                 text.push('\n');
@@ -245,6 +251,11 @@ impl Cluster {
     /// The first client port of a server.
     pub fn base_port(&self, number: u16) -> u16 {
         self.map.base_port(number)
+    }
+
+    /// `host:port` where a server answers clients of Redis Sentinel.
+    pub fn sentinel_addr(&self, number: u16) -> String {
+        format!("{}:{}", self.map.host(number), self.ports.sentinel() + number - 1)
     }
 
     /// `host:port` of the peer port of a server.

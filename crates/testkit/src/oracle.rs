@@ -206,6 +206,89 @@ impl Redis {
     }
 }
 
+/// A real Redis Sentinel of our own, which monitors one master as `mymaster`.
+#[derive(Debug)]
+pub struct Sentinel {
+    process: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Sentinel {
+    /// Two of them for `master`, and waits until each knows the other and so many replicas.
+    ///
+    /// # Errors
+    /// When Redis is not installed, or they do not find each other.
+    pub fn pair(master: &Redis, replicas: usize) -> Result<[Sentinel; 2]> {
+        let mut pair = [Sentinel::start(master)?, Sentinel::start(master)?];
+        let deadline = Instant::now() + LIMIT;
+        for sentinel in &mut pair {
+            loop {
+                let asked = sentinel.connect().map_err(anyhow::Error::from).and_then(|mut connection| {
+                    let reply = connection.call(&["SENTINEL", "MASTER", "mymaster"])?.render();
+                    let shows = |field: &str, n: usize| {
+                        reply.contains(&format!("\"{field}\"")) && {
+                            let after = reply.split(&format!("\"{field}\"")).nth(1).unwrap_or_default();
+                            after.lines().nth(1).is_some_and(|line| line.ends_with(&format!("\"{n}\"")))
+                        }
+                    };
+                    let met = shows("num-slaves", replicas) && shows("num-other-sentinels", 1);
+                    ensure!(met, "{reply}");
+                    Ok(())
+                });
+                let Err(why) = asked else { break };
+                ensure!(sentinel.process.try_wait()?.is_none(), "redis-server --sentinel does not run");
+                ensure!(Instant::now() < deadline, "the Sentinels do not find each other: {why:#}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(pair)
+    }
+
+    fn start(master: &Redis) -> Result<Sentinel> {
+        let place = target_dir().join("redis");
+        std::fs::create_dir_all(&place).with_context(|| format!("{}", place.display()))?;
+        let dir = tempfile::Builder::new().prefix("sentinel-").tempdir_in(place)?;
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let config = dir.path().join("sentinel.conf");
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor mymaster 127.0.0.1 {} 2\n\
+             sentinel down-after-milliseconds mymaster 60000\n",
+            dir.path().display(),
+            master.port()
+        );
+        std::fs::write(&config, text).with_context(|| format!("{}", config.display()))?;
+        let process = Command::new("redis-server")
+            .arg(&config)
+            .arg("--sentinel")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("starting redis-server --sentinel: apt-get install redis-server")?;
+        Ok(Sentinel { process, port, _dir: dir })
+    }
+
+    /// `host:port` of it.
+    pub fn addr(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A connection.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn connect(&self) -> std::io::Result<Plain> {
+        Plain::open(("127.0.0.1", self.port))
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 fn spawn(port: u16, arguments: &[String], dir: &Path) -> Result<Child> {
     Command::new("redis-server")
         .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])

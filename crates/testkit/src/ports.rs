@@ -38,16 +38,21 @@ impl PortBlock {
         bail!("no free block of {SIZE} ports between {FIRST} and {LAST}")
     }
 
+    /// The first of eight ports on which servers answer clients of Redis Sentinel: no test has as many servers as would need them.
+    pub fn sentinel(&self) -> u16 {
+        self.base + SIZE - 10
+    }
+
     /// The first port.
     pub fn base(&self) -> u16 {
         self.base
     }
 }
 
-/// Whether nothing listens where the servers of a cluster would: the first ports of each hundred and the last two.
+/// Whether nothing listens where the servers of a cluster would: the first ports of each hundred and the last ten.
 fn looks_free(base: u16) -> bool {
     (0..SIZE)
-        .filter(|offset| matches!(offset % 100, 0..=9 | 98 | 99))
+        .filter(|offset| matches!(offset % 100, 0..=9 | 90..=99))
         .all(|offset| TcpListener::bind(("127.0.0.1", base + offset)).is_ok())
 }
 

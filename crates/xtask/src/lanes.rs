@@ -18,9 +18,10 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 24] = [
+pub(crate) const END_TO_END: [&str; 25] = [
     "first_slice",
     "standalone",
+    "sentinel",
     "metrics",
     "shutdown",
     "leak",

@@ -193,7 +193,11 @@ fn without_a_majority_slots_fail() {
 /// Between the creation of a cluster and its first elections clients see the preferred leaders.
 #[test]
 fn before_the_first_leader() {
-    let view = View { topology: topology(3, 3, Mode::Cluster), leaders: Leaders::default() };
+    let view = View {
+        topology: topology(3, 3, Mode::Cluster),
+        leaders: Leaders::default(),
+        silent: Default::default(),
+    };
     assert!(
         nodes(&view, replica(&view, 0, 1))
             .contains("1@2 127.0.0.1:7201@7298 master - 0 1795 0 connected 5461-")
@@ -235,7 +239,7 @@ proptest! {
         down in prop::collection::vec(1u64..=4, 0..4),
         heard in prop::collection::vec((0u16..4, 0u64..6, prop::option::of(1u64..=13)), 0..12),
     ) {
-        let mut view = View { topology: topology(4, 4, Mode::Cluster), leaders: Leaders::default() };
+        let mut view = View { topology: topology(4, 4, Mode::Cluster), leaders: Leaders::default(), silent: Default::default() };
         for (shard, term, replica) in heard {
             match replica {
                 Some(replica) => view.leaders.announce(ShardId(shard), term, ReplicaId(replica)),
@@ -300,7 +304,8 @@ fn a_replica_that_joins() {
         id_seed: 77,
     };
     let topology = command.applied_to(&before.topology).unwrap().unwrap();
-    let view = View { topology: Arc::new(topology), leaders: before.leaders.clone() };
+    let view =
+        View { topology: Arc::new(topology), leaders: before.leaders.clone(), silent: Default::default() };
     let me = replica(&view, 1, 2);
     assert!(
         nodes(&view, me).starts_with(

@@ -5,6 +5,7 @@
 mod describe;
 mod determinism;
 mod entry;
+mod failover;
 mod meta;
 mod route;
 mod shard;

@@ -57,7 +57,11 @@ fn every_row_of_cluster_mode() {
 fn slots_without_a_shard_are_not_served() {
     let mut layout = view().topology.layout().clone();
     layout.shards.remove(1);
-    let view = View { topology: std::sync::Arc::new(layout.try_into().unwrap()), leaders: view().leaders };
+    let view = View {
+        topology: std::sync::Arc::new(layout.try_into().unwrap()),
+        leaders: view().leaders,
+        silent: Default::default(),
+    };
     let me = replica(&view, 0, 1);
     assert_eq!(go(&view, me, &[6000], READ, false), Route::NotServed);
     assert_eq!(
@@ -73,7 +77,7 @@ fn slots_without_a_shard_are_not_served() {
 #[test]
 fn every_row_of_standalone_mode() {
     let topology = topology(3, 1, Mode::Standalone);
-    let mut view = View { topology, leaders: Leaders::default() };
+    let mut view = View { topology, leaders: Leaders::default(), silent: Default::default() };
     let (one, two) = (replica(&view, 0, 1), replica(&view, 0, 2));
     for slots in [&[][..], &[5], &[5, 16000]] {
         assert_eq!(go(&view, one, slots, WRITE, false), Route::Hold);
@@ -115,7 +119,7 @@ proptest! {
                 None => leaders.depose(ShardId(shard), term),
             };
         }
-        let view = View { topology, leaders };
+        let view = View { topology, leaders, silent: Default::default() };
         let me = ReplicaId(me);
         let intent = if write { WRITE } else { READ };
         let leads = |shard: ShardId| view.topology.shard(shard).and_then(|shard| view.leader(shard)).is_some_and(|leader| leader.id == me);

@@ -47,7 +47,7 @@ pub(crate) fn view() -> View {
     for shard in &topology.shards {
         leaders.announce(shard.id, u64::from(shard.id.0) + 1, shard.replicas[0].id);
     }
-    View { topology, leaders }
+    View { topology, leaders, silent: Default::default() }
 }
 
 /// The view after servers went down.
@@ -56,7 +56,11 @@ pub(crate) fn with_down(view: &View, down: &[u64]) -> View {
     for id in down {
         layout.servers.get_mut(&ServerId(*id)).unwrap().up = false;
     }
-    View { topology: Arc::new(Topology::new(layout).unwrap()), leaders: view.leaders.clone() }
+    View {
+        topology: Arc::new(Topology::new(layout).unwrap()),
+        leaders: view.leaders.clone(),
+        silent: Default::default(),
+    }
 }
 
 /// The replica of a shard on a server.

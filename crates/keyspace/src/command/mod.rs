@@ -147,7 +147,7 @@ pub fn all() -> impl Iterator<Item = &'static Command> {
 
 impl Command {
     /// What a row leaves out: a server command without flags, keys, history or arguments.
-    const ROW: Command = Command {
+    pub const ROW: Command = Command {
         name: "",
         arity: 0,
         flags: Flags::NONE,

@@ -3,7 +3,9 @@
 mod servers;
 
 use crate::testing::{Text, batch};
-use crate::{Answer, Call, Contact, Node, NodeConfig, Platform, Role, Shard, TimeSource, WalConfig};
+use crate::{
+    Answer, Call, Contact, HandoverError, Node, NodeConfig, Platform, Role, Shard, TimeSource, WalConfig,
+};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvorum_cluster::{Create, Durability, MetaCommand, Mode, NewServer, ReplicaId, ServerId, ShardId, Stage};
@@ -608,4 +610,60 @@ async fn a_replica_whose_snapshot_is_damaged_is_replaced() {
     town.start(lost).await;
     town.replaced(lost, 3).await;
     town.all_are_there(0..20).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_is_handed_over_whoever_is_asked() {
+    let town = Town::new(Durability::QuorumFsync).await;
+    for key in 0..6 {
+        town.must_set(key).await;
+    }
+    let hand_over = async |asked: u64, to: Option<u64>| {
+        let node = town.node(asked);
+        node.transfer(SHARD, to.map(ReplicaId)).await.map(|replica| replica.0)
+    };
+    for asked in [1, 2, 3] {
+        let before = town.leader(&[1, 2, 3]).await;
+        let replica = hand_over(asked, None).await.unwrap();
+        let after = eventually("another leader", || {
+            (1..=3).find(|&server| server != before && town.shard(server).is_some_and(|shard| shard.serves()))
+        })
+        .await;
+        assert_eq!(town.replica(after), Some(replica));
+        town.must_set(6 + asked as usize).await;
+        // Everybody heard of it, and of each other.
+        sleep(Duration::from_secs(2)).await;
+    }
+    let leader = town.leader(&[1, 2, 3]).await;
+    let [heir, other] = [1, 2, 3].into_iter().filter(|server| *server != leader).collect::<Vec<_>>()[..]
+    else {
+        panic!("there are three servers")
+    };
+    assert_eq!(hand_over(other, town.replica(leader)).await, Ok(town.replica(leader).unwrap()), "so it is");
+    assert_eq!(hand_over(other, town.replica(heir)).await, Ok(town.replica(heir).unwrap()));
+    assert_eq!(hand_over(other, Some(999)).await, Err(HandoverError::NotReady));
+    assert_eq!(
+        town.node(heir).transfer(ShardId(7), None).await.map(|replica| replica.0),
+        Err(HandoverError::NoSuchShard)
+    );
+    // What they saw of it. The last switch is to the heir, on each of them.
+    sleep(Duration::from_secs(2)).await;
+    for server in 1..=3 {
+        let timeline = town.node(server).timeline();
+        let switches: Vec<_> = timeline.iter().filter(|event| event.event == "+switch-master").collect();
+        assert!(switches.len() >= 4, "server {server}: {switches:?}");
+        let last = switches.last().unwrap();
+        assert_eq!(
+            last.payload,
+            format!("mymaster {} 7000 {} 7000", host(leader), host(heir)),
+            "server {server}"
+        );
+        assert!(!timeline.iter().any(|event| event.event.ends_with("down")), "server {server}: {timeline:?}");
+    }
+    // Nobody is there to take over; and then nobody leads any more.
+    town.isolate(heir);
+    sleep(Duration::from_secs(1)).await;
+    let left = hand_over(heir, None).await;
+    assert!(matches!(left, Err(HandoverError::NoHeir | HandoverError::NoLeader)), "{left:?}");
+    town.all_are_there(0..10).await;
 }

@@ -11,6 +11,7 @@ use kvorum_cluster::{Durability, Mode, ReplicaId, ServerId, ShardId, Tenure};
 use kvorum_node::{AdminClient, ClusterStatus, CreateCluster, ShardStatus};
 use serde::Serialize;
 
+use super::events;
 use crate::config::MAX_SHARDS;
 
 /// Replicas of a shard, as far as there are servers.
@@ -24,6 +25,7 @@ pub(crate) enum Command {
     /// Show servers, shards, leaders and how far the replicas are
     Status(StatusArgs),
     /// Hand the leadership of a shard to another of its replicas; clients are held for a moment and lose nothing
+    #[command(visible_alias = "failover")]
     Handover(HandoverArgs),
     /// Take a server that runs and belongs to no cluster yet into this one
     Join(JoinArgs),
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Replicas(ReplicasArgs),
     /// Say which replica of a shard shall lead it whenever all is well
     Prefer(HandoverArgs),
+    /// Show what a server saw happen to the leaders of shards: who was lost, who took over, when and why
+    Events(events::Args),
     /// Open replicas whose logs may have lost their end, when too many did for the others to replace them
     TrustLog(TrustLogArgs),
 }
@@ -326,6 +330,7 @@ pub(crate) fn run(command: Command) -> Result<()> {
                 args.shard
             ))
         }
+        Command::Events(args) => say(&runtime.block_on(events::report(&args))?),
         Command::TrustLog(args) => {
             let shard = match args.shard.as_str() {
                 "all" => None,

@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// First port: server n uses the ports from P + 100·(n-1) to P + 100·(n-1) + 99 [default: 7100]
     #[arg(long, value_name = "P")]
     base_port: Option<u16>,
+    /// First port for clients of Redis Sentinel: server n answers them on P + n - 1; 0 for none [default: 26379]
+    #[arg(long, value_name = "P")]
+    sentinel_port: Option<u16>,
     /// Directory of the playground; an existing one is continued, with its data and its shape
     #[arg(long, value_name = "DIR", default_value = "./kvorum-data")]
     data: PathBuf,
@@ -63,6 +66,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         servers: args.servers,
         shards: args.shards,
         base_port: args.base_port,
+        sentinel_port: args.sentinel_port,
         durability: args.durability,
         mode: args.mode,
     };
@@ -238,7 +242,10 @@ fn refuse_busy_ports(servers: &[PlannedServer]) -> Result<()> {
     if busy.is_empty() {
         return Ok(());
     }
-    bail!("{}; nothing was started (a new directory can have other ports: --base-port)", ports::joined(busy))
+    bail!(
+        "{}; nothing was started (a new directory can have other ports: --base-port, --sentinel-port)",
+        ports::joined(busy)
+    )
 }
 
 fn how_to_connect(
@@ -290,6 +297,13 @@ fn how_to_connect(
     let http: Vec<String> =
         servers.iter().map(|server| format!("http://{}/metrics", server.http_addr())).collect();
     let _ = writeln!(text, "  metrics   {}", http.join(" "));
+    let sentinels: Vec<String> = servers
+        .iter()
+        .filter_map(|server| Some(format!("{}:{}", PlannedServer::HOST, server.sentinel_port?)))
+        .collect();
+    if !sentinels.is_empty() {
+        let _ = writeln!(text, "  sentinel  {}", sentinels.join(" "));
+    }
     let pids: Vec<String> = children.running().map(|(n, pid)| format!("server-{n} {pid}")).collect();
     let _ = writeln!(text, "  pids      {}", pids.join(", "));
     let _ = writeln!(text, "  data      {}", dir.display());

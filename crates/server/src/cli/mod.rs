@@ -8,6 +8,7 @@ mod children;
 mod clients;
 mod cluster;
 mod dev;
+mod events;
 mod healthcheck;
 mod lock;
 mod logging;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kvorum_cluster::{Durability, Mode};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, HTTP_PORT_OFFSET, MAX_SHARDS, PEER_PORT_OFFSET, Settings};
+use crate::config::{Config, HTTP_PORT_OFFSET, MAX_SHARDS, PEER_PORT_OFFSET, SentinelPort, Settings};
 
 /// Servers stand this many ports apart.
 const PORTS_PER_SERVER: u16 = 100;
@@ -31,6 +31,8 @@ pub(crate) struct Wishes {
     pub(crate) shards: Option<u16>,
     /// Base port of server 1.
     pub(crate) base_port: Option<u16>,
+    /// Sentinel port of server 1; 0 for none.
+    pub(crate) sentinel_port: Option<u16>,
     /// When a write counts as done.
     pub(crate) durability: Option<Durability>,
     /// Redis Cluster or plain Redis.
@@ -47,6 +49,10 @@ pub(crate) struct Plan {
     pub(crate) shards: u16,
     /// Base port of server 1.
     pub(crate) base_port: u16,
+    /// Sentinel port of server 1, the others' follow; 0 for none. Playgrounds of older versions do not say: there the servers
+    /// have it from their configurations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sentinel_port: Option<u16>,
     /// When a write counts as done.
     pub(crate) durability: Durability,
     /// Redis Cluster or plain Redis.
@@ -88,6 +94,7 @@ impl Plan {
             servers: wishes.servers.unwrap_or(3),
             shards,
             base_port: wishes.base_port.unwrap_or(7100),
+            sentinel_port: Some(wishes.sentinel_port.unwrap_or(SentinelPort::USUAL)),
             durability: wishes.durability.unwrap_or(Durability::QuorumFsync),
             mode,
             cluster_id: None,
@@ -120,6 +127,14 @@ impl Plan {
             self.servers,
             self.base_port
         );
+        if let Some(first) = self.sentinel_port.filter(|port| *port > 0) {
+            let last = u32::from(first) + u32::from(self.servers - 1);
+            ensure!(
+                last <= u32::from(u16::MAX),
+                "{} servers from --sentinel-port {first} need ports up to {last}, beyond 65535",
+                self.servers
+            );
+        }
         Ok(self)
     }
 
@@ -138,6 +153,9 @@ impl Plan {
         agree("--mode", wishes.mode, self.mode, dir)?;
         agree("--shards", wishes.shards, self.shards, dir)?;
         agree("--base-port", wishes.base_port, self.base_port, dir)?;
+        if let Some(made) = self.sentinel_port {
+            agree("--sentinel-port", wishes.sentinel_port, made, dir)?;
+        }
         agree("--durability", wishes.durability, self.durability, dir)
     }
 
@@ -188,6 +206,7 @@ impl Plan {
                 number,
                 base_port: self.base_port + PORTS_PER_SERVER * (number - 1),
                 shards: self.shards,
+                sentinel_port: self.sentinel_port.filter(|port| *port > 0).map(|port| port + number - 1),
                 config: dir.join(format!("server-{number}")).join("kvorum.toml"),
             })
             .collect()
@@ -202,6 +221,8 @@ pub(crate) struct PlannedServer {
     /// Its first client port.
     pub(crate) base_port: u16,
     shards: u16,
+    /// Where it answers clients of Redis Sentinel, unless its configuration was changed.
+    pub(crate) sentinel_port: Option<u16>,
     /// Its configuration file.
     pub(crate) config: PathBuf,
 }
@@ -232,7 +253,8 @@ impl PlannedServer {
 
     /// All ports it takes.
     pub(crate) fn ports(&self) -> impl Iterator<Item = u16> + use<> {
-        self.client_ports().chain([self.base_port + PEER_PORT_OFFSET, self.base_port + HTTP_PORT_OFFSET])
+        let others = [self.base_port + PEER_PORT_OFFSET, self.base_port + HTTP_PORT_OFFSET];
+        self.client_ports().chain(others).chain(self.sentinel_port)
     }
 
     fn template(&self) -> String {
@@ -243,11 +265,14 @@ impl PlannedServer {
              bind = \"{host}\"\n\
              # Clients on {base_port} + shard, servers among themselves on {peer}, HTTP on {http}.\n\
              base-port = {base_port}\n\
+             # Clients of Redis Sentinel; 0 for none.\n\
+             sentinel-port = {sentinel}\n\
              # Relative to this file.\n\
              dir = \".\"\n",
             host = Self::HOST,
             peer = base_port + PEER_PORT_OFFSET,
             http = base_port + HTTP_PORT_OFFSET,
+            sentinel = self.sentinel_port.unwrap_or(0),
         )
     }
 }
@@ -285,8 +310,8 @@ mod tests {
         let plan = settle(dir.path(), Wishes::default()).unwrap();
         assert_eq!((plan.servers, plan.shards, plan.base_port), (3, 3, 7100));
         let ports: Vec<Vec<u16>> = plan.servers_in(dir.path()).iter().map(|s| s.ports().collect()).collect();
-        assert_eq!(ports[0], [7100, 7101, 7102, 7198, 7199]);
-        assert_eq!(ports[2], [7300, 7301, 7302, 7398, 7399]);
+        assert_eq!(ports[0], [7100, 7101, 7102, 7198, 7199, 26379]);
+        assert_eq!(ports[2], [7300, 7301, 7302, 7398, 7399, 26381]);
     }
 
     #[test]

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use kvorum::{Control, DebugCommand, LimitConfig, MeasureConfig, Rules, ServeConfig, ServeError};
+use kvorum::{
+    Control, DebugCommand, LimitConfig, MeasureConfig, Rules, SentinelConfig, ServeConfig, ServeError,
+};
 use kvorum_node::{Node, NodeConfig, SnapshotConfig, Timing};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::sync::oneshot;
@@ -51,6 +53,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     ports::check_free(SocketAddr::new(config.bind, config.peer_port()))?;
     if let Some(http) = config.http() {
         ports::check_free(http)?;
+    }
+    if let (Some(sentinel), Some(_)) = (config.sentinel(), config.sentinel_port.0) {
+        ports::check_free(sentinel)?;
     }
     raise_file_limit(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -144,6 +149,9 @@ fn serve_config(config: &Config) -> ServeConfig {
     ServeConfig {
         bind: config.bind,
         http: config.http(),
+        sentinel: config
+            .sentinel()
+            .map(|address| SentinelConfig { address, optional: config.sentinel_port.0.is_none() }),
         debug_command: match config.enable_debug_command {
             config::DebugCommand::No => DebugCommand::No,
             config::DebugCommand::Local => DebugCommand::Local,
@@ -200,6 +208,7 @@ fn node_config(config: &Config) -> NodeConfig {
         raft_threads: raft_threads(config),
         announced_port: config.announced_port(),
         peer_host: config.peer_host().to_owned(),
+        master_name: config.sentinel_master_name.clone(),
         snapshots: SnapshotConfig {
             log_bytes: config.snapshot_log_bytes,
             bytes_per_second: config.snapshot_bytes_per_second,

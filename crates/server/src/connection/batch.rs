@@ -112,6 +112,8 @@ pub(super) enum Work {
     },
     /// SAVE.
     Save(Pin<Box<dyn Future<Output = bool> + Send>>),
+    /// FAILOVER and its kin; an error is the reply.
+    Handover(Pin<Box<dyn Future<Output = Result<(), String>> + Send>>),
     /// SHUTDOWN, until somebody calls it off.
     Shutdown(Pin<Box<dyn Future<Output = ()> + Send>>),
     /// A command that takes its time, and then is OK.
@@ -276,6 +278,14 @@ impl<E: Engine> Connection<E> {
                         out.ok();
                     } else {
                         out.error(b"ERR the snapshot could not be written, the log says why");
+                    }
+                    Ok(out)
+                }),
+                Work::Handover(handover) => handover.as_mut().poll(cx).map(|done| {
+                    let mut out = Box::new(RespSink::new(running.terms.protocol));
+                    match done {
+                        Ok(()) => out.ok(),
+                        Err(why) => out.error(why.as_bytes()),
                     }
                     Ok(out)
                 }),

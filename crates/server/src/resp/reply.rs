@@ -160,6 +160,12 @@ impl RespSink {
         self.protocol
     }
 
+    /// Something of `len` parts that the client did not ask for begins: a push in RESP3, an array in RESP2.
+    pub(crate) fn push(&mut self, len: usize) {
+        self.aggregate(len);
+        self.header(if self.protocol == Protocol::Resp3 { b'>' } else { b'*' }, len);
+    }
+
     /// One reply, encoded already.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.part();
@@ -367,7 +373,7 @@ fn count_replies(bytes: &[u8]) -> usize {
         let number = || std::str::from_utf8(line).ok().and_then(|text| text.parse::<usize>().ok());
         match kind {
             b'$' | b'=' => at += number().map_or(0, |len| len + 2),
-            b'*' | b'~' => missing += number().unwrap_or(0),
+            b'*' | b'~' | b'>' => missing += number().unwrap_or(0),
             b'%' => missing += 2 * number().unwrap_or(0),
             _ => {}
         }

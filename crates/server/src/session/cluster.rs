@@ -35,6 +35,8 @@ const HELP: &[&str] = &[
     "LINKS",
     "    Return information about all network links between this node and its peers.",
     "    Output format is an array where each array element is a map containing attributes of a link",
+    "FAILOVER [FORCE|TAKEOVER]",
+    "    Promote current replica node to being a master.",
     "HELP",
     "    Prints this help.",
 ];
@@ -140,9 +142,6 @@ fn instead(subcommand: &str) -> Option<&'static str> {
             "servers do not leave a cluster yet, use 'kvorum cluster status' to see which there are"
         }
         "replicate" => "replicas are placed by 'kvorum cluster create'",
-        "failover" => {
-            "a leader that stops hands over by itself (SIGTERM), use 'kvorum cluster status' to see who leads"
-        }
         "bumpepoch" | "set-config-epoch" => {
             "epochs are Raft terms and grow by elections, use 'kvorum cluster status' to see them"
         }

@@ -5,7 +5,7 @@
 
 use super::memory::{Memory, ratio};
 use super::server::others;
-use crate::port::{KeyspaceFacts, Place, REDIS_VERSION, Standing, wall_time};
+use crate::port::{KeyspaceFacts, Place, Port, REDIS_VERSION, Standing, wall_time};
 use crate::process;
 use crate::resp::RespSink;
 use crate::stats::KeyspaceCounts;
@@ -42,6 +42,50 @@ struct Facts<'a> {
     keyspace: KeyspaceFacts,
     counts: KeyspaceCounts,
     standing: Standing,
+    /// What kind of port it is.
+    mode: &'static str,
+}
+
+/// Writes the sections that are asked for.
+fn write_sections(args: Args<'_>, facts: &Facts<'_>, sections: &[(&str, bool, Section)]) -> String {
+    let asked = &args[1..];
+    let is = |name: &str| asked.iter().any(|arg| arg.eq_ignore_ascii_case(name.as_bytes()));
+    let (all, default) = (is("all") || is("everything"), asked.is_empty() || is("default"));
+    let sections: Vec<String> = sections
+        .iter()
+        .filter(|(name, by_default, _)| all || default && *by_default || is(name))
+        .map(|(_, _, section)| section(facts))
+        .collect();
+    sections.join("\r\n")
+}
+
+/// INFO of the port that answers as a Sentinel; `sentinel` are the fields of its own section.
+pub(crate) fn of_sentinel(args: Args<'_>, port: &Port, sentinel: &str) -> String {
+    /// In Redis's order; the last section is made elsewhere.
+    const SECTIONS: [(&str, bool, Section); 4] =
+        [("server", true, server), ("clients", true, clients), ("stats", true, stats), ("cpu", true, cpu)];
+    let facts = Facts {
+        place: Place { port, replica: None },
+        keyspace: KeyspaceFacts::default(),
+        counts: KeyspaceCounts::default(),
+        standing: Standing::default(),
+        mode: "sentinel",
+    };
+    let mut text = write_sections(args, &facts, &SECTIONS);
+    let asked = &args[1..];
+    let is_wanted = |arg: &&[u8]| {
+        ["sentinel", "all", "everything", "default"]
+            .iter()
+            .any(|name| arg.eq_ignore_ascii_case(name.as_bytes()))
+    };
+    if asked.is_empty() || asked.iter().any(is_wanted) {
+        if !text.is_empty() {
+            text.push_str("\r\n");
+        }
+        text.push_str("# Sentinel\r\n");
+        text.push_str(sentinel);
+    }
+    text
 }
 
 /// INFO [section …]
@@ -52,16 +96,12 @@ pub(super) fn info(args: Args<'_>, place: Place<'_>, out: &mut RespSink) {
         counts: place.port.stats.since_reset(keyspace.counts),
         keyspace,
         standing: place.replica.map(|replica| replica.standing()).unwrap_or_default(),
+        mode: match place.mode() {
+            Mode::Cluster => "cluster",
+            Mode::Standalone => "standalone",
+        },
     };
-    let asked = &args[1..];
-    let is = |name: &str| asked.iter().any(|arg| arg.eq_ignore_ascii_case(name.as_bytes()));
-    let (all, default) = (is("all") || is("everything"), asked.is_empty() || is("default"));
-    let sections: Vec<String> = SECTIONS
-        .iter()
-        .filter(|(name, by_default, _)| all || default && *by_default || is(name))
-        .map(|(_, _, section)| section(&facts))
-        .collect();
-    out.verbatim("txt", sections.join("\r\n").as_bytes());
+    out.verbatim("txt", write_sections(args, &facts, &SECTIONS).as_bytes());
 }
 
 /// A section of `name:value` lines.
@@ -78,10 +118,7 @@ fn server(facts: &Facts<'_>) -> String {
     let uptime = port.started.elapsed().as_secs();
     let executable = std::env::current_exe().map(|path| path.display().to_string()).unwrap_or_default();
     let file = port.settings.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
-    let mode = match facts.place.mode() {
-        Mode::Cluster => "cluster",
-        Mode::Standalone => "standalone",
-    };
+    let mode = facts.mode;
     section(
         "Server",
         &[

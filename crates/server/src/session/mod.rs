@@ -11,7 +11,8 @@
 mod client;
 mod cluster;
 mod debug;
-mod info;
+mod handover;
+pub(crate) mod info;
 mod latency;
 mod memory;
 mod persistence;
@@ -20,17 +21,19 @@ mod slowlog;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use handover::Asked;
+
 use crate::clients::Client;
 use crate::gate::{Held, Holder};
 use crate::port::{Place, Port};
 use crate::resp::{Protocol, RespSink};
-use kvorum_cluster::Mode;
+use kvorum_cluster::{Mode, ReplicaId};
 use kvorum_keyspace::{Args, Command, Error, Flags, Outcome, Run, Sink, introspect, lookup, unknown_command};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-const NO_AUTH: Error = Error::new("NOAUTH Authentication required.");
+pub(crate) const NO_AUTH: Error = Error::new("NOAUTH Authentication required.");
 const WRONG_PASSWORD: Error = Error::new("WRONGPASS invalid username-password pair or user is disabled.");
 /// Redis takes monitors for a kind of replica.
 const MONITOR_ON_KEYSPACE: Error = Error::new("ERR Replica can't interact with the keyspace");
@@ -114,6 +117,13 @@ pub(crate) enum Next {
     Save {
         /// The reply was given already.
         in_background: bool,
+    },
+    /// With `OK` when another replica leads, or with the reason why it does not.
+    Handover {
+        /// The replica; `None` for the follower that lags least.
+        to: Option<ReplicaId>,
+        /// By which command.
+        asked: Asked,
     },
     /// Not until the port closes, which ends the connection without a reply; or with an error, when somebody calls the shutdown off.
     Shutdown,
@@ -272,7 +282,10 @@ impl Session {
             "wait" => return server::wait(args, place),
             "waitaof" => return server::wait_on_disk(args, place),
             "shutdown" => return server::shutdown(args, place, out),
-            "failover" => server::failover(args, place)?,
+            "failover" => return handover::failover(args, place),
+            "cluster|failover" if place.mode() == Mode::Cluster => {
+                return handover::cluster_failover(args, place);
+            }
             "replicaof" | "slaveof" => server::replica_of(args, place, out)?,
             "lolwut" => server::lolwut(args, out)?,
             "lastsave" => persistence::last_save(place, out),
@@ -319,6 +332,22 @@ impl Session {
 
     /// HELLO [protover [AUTH user password] [SETNAME name]]
     fn hello(&mut self, args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> Outcome {
+        let mode = match place.mode() {
+            Mode::Cluster => "cluster",
+            Mode::Standalone => "standalone",
+        };
+        let role = if place.is_master() { "master" } else { "replica" };
+        self.greet(args, place.port, (mode, Some(role)), out)
+    }
+
+    /// HELLO of a port that works in that mode and, where that means something, has that role.
+    pub(crate) fn greet(
+        &mut self,
+        args: Args<'_>,
+        port: &Port,
+        (mode, role): (&str, Option<&str>),
+        out: &mut RespSink,
+    ) -> Outcome {
         let protocol = match args.get(1) {
             None => self.protocol,
             Some(version) => match integer(version) {
@@ -334,11 +363,11 @@ impl Session {
         let mut options = args.get(2..).unwrap_or_default();
         while let [option, rest @ ..] = options {
             options = if option.eq_ignore_ascii_case(b"auth") && rest.len() >= 2 {
-                self.log_in(rest[0], rest[1], place.port)?;
+                self.log_in(rest[0], rest[1], port)?;
                 &rest[2..]
             } else if option.eq_ignore_ascii_case(b"setname") && !rest.is_empty() {
                 client::check_name(rest[0], "Client names")?;
-                self.set_name(rest[0], place.port)?;
+                self.set_name(rest[0], port)?;
                 &rest[1..]
             } else {
                 return Err(Error::quoting("ERR Syntax error in HELLO option '", option, "'"));
@@ -350,7 +379,7 @@ impl Session {
         }
         self.set_protocol(protocol);
         out.set_protocol(protocol);
-        out.map(7);
+        out.map(6 + usize::from(role.is_some()));
         out.bulk(b"server");
         out.bulk(b"redis");
         out.bulk(b"version");
@@ -360,12 +389,11 @@ impl Session {
         out.bulk(b"id");
         out.int(i64::try_from(self.client.id).unwrap_or(i64::MAX));
         out.bulk(b"mode");
-        out.bulk(match place.mode() {
-            Mode::Cluster => b"cluster",
-            Mode::Standalone => b"standalone",
-        });
-        out.bulk(b"role");
-        out.bulk(if place.is_master() { b"master" } else { b"replica" });
+        out.bulk(mode.as_bytes());
+        if let Some(role) = role {
+            out.bulk(b"role");
+            out.bulk(role.as_bytes());
+        }
         out.bulk(b"modules");
         out.array(0);
         Ok(())
@@ -404,7 +432,7 @@ impl Session {
         out.ok();
     }
 
-    fn reset(&mut self, port: &Port) {
+    pub(crate) fn reset(&mut self, port: &Port) {
         self.monitors = false;
         port.monitors.leave(&self.client);
         self.client.feed.take();
@@ -480,6 +508,7 @@ fn is_in_order(top: &Command) -> bool {
             | "bgrewriteaof"
             | "lastsave"
             | "shutdown"
+            | "failover"
     )
 }
 

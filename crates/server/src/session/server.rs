@@ -5,7 +5,7 @@ use crate::port::{Place, REDIS_VERSION, wall_time};
 use crate::resp::RespSink;
 use crate::settings::{self, Extent};
 use crate::stats::KeyspaceCounts;
-use kvorum_cluster::{Mode, Replica as ReplicaSpec, ReplicaId, Shard, View};
+use kvorum_cluster::{Mode, Replica as ReplicaSpec, Shard, View};
 use kvorum_keyspace::{Args, Command, Error, Outcome, Sink};
 use std::time::Duration;
 use tracing::info;
@@ -148,64 +148,6 @@ pub(super) fn shutdown(args: Args<'_>, place: Place<'_>, out: &mut RespSink) -> 
     }
     out.ok();
     Ok(Next::Continue)
-}
-
-/// FAILOVER [TO host port [FORCE]] [ABORT] [TIMEOUT ms]: Redis's refusals.
-pub(super) fn failover(args: Args<'_>, place: Place<'_>) -> Outcome {
-    if place.mode() == Mode::Cluster {
-        return Err(Error::new(
-            "ERR FAILOVER not allowed in cluster mode. Use CLUSTER FAILOVER command instead.",
-        ));
-    }
-    let mut options = &args[1..];
-    let (mut abort, mut others) = (false, false);
-    while let [option, rest @ ..] = options {
-        options = match (option.to_ascii_lowercase().as_slice(), rest) {
-            (b"abort", rest) => {
-                abort = true;
-                rest
-            }
-            (b"force", rest) => {
-                others = true;
-                rest
-            }
-            (b"timeout", [timeout, rest @ ..]) => {
-                others = true;
-                if integer(timeout)? <= 0 {
-                    return Err(Error::new("ERR FAILOVER timeout must be greater than 0"));
-                }
-                rest
-            }
-            (b"to", [_, port, rest @ ..]) => {
-                others = true;
-                integer(port)?;
-                rest
-            }
-            _ => return Err(Error::SYNTAX),
-        };
-    }
-    if abort && others {
-        return Err(Error::SYNTAX);
-    }
-    if abort {
-        return Err(Error::new("ERR No failover in progress."));
-    }
-    if !place.is_master() {
-        return Err(Error::new("ERR FAILOVER is not valid when server is a replica."));
-    }
-    let alone = place.replica.is_none_or(|replica| {
-        let (view, me) = (replica.view(), replica.id());
-        view.topology.replica(me).is_none_or(|(shard, _)| others_of(&view, shard, me))
-    });
-    if alone {
-        return Err(Error::new("ERR FAILOVER requires connected replicas."));
-    }
-    Err(Error::new("ERR FAILOVER is not supported: the server that leads hands over when it is stopped"))
-}
-
-/// Whether a shard has no other replica that is up.
-fn others_of(view: &View, shard: &Shard, me: ReplicaId) -> bool {
-    !shard.replicas.iter().any(|other| other.id != me && view.is_up(other))
 }
 
 /// REPLICAOF host port | NO ONE: who replicates whom is Raft's business.

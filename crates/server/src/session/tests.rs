@@ -1,13 +1,13 @@
 //! Conversations of real clients with a session, without sockets. What each client sends was read in its source;
 //! the replies are those of a Redis 7.0.15, where it has the command.
 
-use super::{Action, Next, Session};
+use super::{Action, Asked, Next, Session};
 use crate::port::{Place, Port, Replica};
 use crate::resp::{Limits, RequestDecoder, RespSink};
 use crate::testing::{Scripted, port};
-use kvorum_cluster::{Mode, ShardId};
+use kvorum_cluster::{Mode, ServerId, ShardId};
 use kvorum_keyspace::{Sink, lookup};
-use kvorum_node::Batch;
+use kvorum_node::{Batch, HandoverError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ impl Conversation {
             match next {
                 Next::Continue => {}
                 Next::Close => replies += "<close>",
+                Next::Handover { to: None, .. } => replies += "<hand over>\r\n",
+                Next::Handover { to: Some(to), .. } => replies += &format!("<hand over to {to}>\r\n"),
                 Next::Shutdown => replies += "<shutdown>\r\n",
                 Next::Sleep { duration } => replies += &format!("<sleep {}>\r\n", duration.as_millis()),
                 Next::Save { in_background } => {
@@ -461,7 +463,6 @@ fn what_changes_a_cluster_names_the_command_to_use_instead() {
         "MEET 127.0.0.1 7000",
         "FORGET x",
         "REPLICATE x",
-        "FAILOVER",
         "RESET",
         "BUMPEPOCH",
         "SET-CONFIG-EPOCH 1",
@@ -742,9 +743,51 @@ fn replication_is_not_for_clients_to_decide() {
         ("FAILOVER TO a b", "ERR value is not an integer or out of range"),
         ("FAILOVER ABORT TO a 1", "ERR syntax error"),
         ("FAILOVER ABORT", "ERR No failover in progress."),
+        ("FAILOVER TO 127.0.0.1 1", "ERR FAILOVER target HOST and PORT is not a replica."),
+        (
+            "FAILOVER TO 10.0.0.2 7000 FORCE",
+            "ERR FAILOVER with force option requires both a timeout and target HOST and IP.",
+        ),
     ]);
+    let heir = client.replica.as_ref().unwrap().view().topology.shards[0].replica_on(ServerId(2)).unwrap().id;
+    let topology = Arc::clone(&client.replica.as_ref().unwrap().view().topology);
+    let (host, port) = topology.address(heir).unwrap();
+    client.expect("FAILOVER\nFAILOVER TIMEOUT 100", "<hand over>\r\n<hand over>\r\n");
+    client.expect(
+        &format!("FAILOVER TO {host} {port} FORCE TIMEOUT 100"),
+        &format!("<hand over to {heir}>\r\n"),
+    );
     client.replica.as_ref().unwrap().elect(0, 2, 3);
     client.expect_errors(&[("FAILOVER", "ERR FAILOVER is not valid when server is a replica.")]);
+}
+
+#[test]
+fn a_follower_takes_the_lead_when_a_client_wants_it_to() {
+    let mut client = Conversation::cluster();
+    let refused = "ERR You should send CLUSTER FAILOVER to a replica";
+    client.expect_errors(&[("CLUSTER FAILOVER", refused), ("CLUSTER FAILOVER force", refused)]);
+    client.replica.as_ref().unwrap().elect(0, 2, 3);
+    let me = client.replica.as_ref().unwrap().id();
+    let reply = format!("<hand over to {me}>\r\n");
+    client.expect("CLUSTER FAILOVER\nCLUSTER FAILOVER FORCE\nCLUSTER FAILOVER takeover", &reply.repeat(3));
+    client.expect_errors(&[("CLUSTER FAILOVER foo", "ERR syntax error")]);
+    Conversation::standalone()
+        .expect_errors(&[("CLUSTER FAILOVER", "ERR This instance has cluster support disabled")]);
+}
+
+#[test]
+fn why_a_handover_failed_is_said_in_the_words_of_the_command() {
+    let said = |asked: Asked, why: HandoverError| asked.refusal(&why);
+    let named = Asked::ByFailover { named: true };
+    assert_eq!(said(named, HandoverError::NotReady), "ERR FAILOVER target replica is not online.");
+    assert_eq!(said(named, HandoverError::InProgress), "ERR FAILOVER already in progress.");
+    let any = Asked::ByFailover { named: false };
+    assert_eq!(said(any, HandoverError::NoHeir), "ERR FAILOVER requires connected replicas.");
+    assert!(
+        said(Asked::ByClusterFailover, HandoverError::NoLeader).starts_with("ERR Master is down or failed")
+    );
+    let lags = "ERR the lead was not handed over: that replica cannot take over now";
+    assert_eq!(said(Asked::ByClusterFailover, HandoverError::NotReady), lags);
 }
 
 #[test]
