@@ -120,6 +120,13 @@ impl View {
             .map(|(shard, _)| (shard, &shard.replicas[0]))
     }
 
+    /// Whether so few of a shard's replicas are heard, this server's own among them, that they cannot elect a leader.
+    pub fn is_cut_off_from(&self, shard: &Shard) -> bool {
+        let members = shard.members().count();
+        let heard = shard.members().filter(|replica| !self.silent.contains(&replica.server)).count();
+        heard <= members / 2
+    }
+
     /// Whether the meta group hears from the replica's server.
     pub fn is_up(&self, replica: &Replica) -> bool {
         self.topology.server(replica.server).is_some_and(|server| server.up)

@@ -131,6 +131,14 @@ impl Scripted {
         });
     }
 
+    /// These servers are not heard any more.
+    pub(crate) fn silence(&self, servers: &[u64]) {
+        self.0.view.send_modify(|view| {
+            let silent = servers.iter().copied().map(ServerId).collect();
+            *view = Arc::new(View { silent, ..View::clone(view) });
+        });
+    }
+
     /// What becomes of the batches to come.
     pub(crate) fn expect(&self, steps: impl IntoIterator<Item = Step>) {
         self.0.steps.lock().extend(steps);

@@ -96,8 +96,19 @@ impl<E: Engine> Connection<E> {
     }
 
     pub(super) fn is_out_of_patience(&self) -> bool {
-        let patience = self.shared.port.settings.failover_hold();
+        let settings = &self.shared.port.settings;
+        let mut patience = settings.failover_hold();
+        if self.is_cut_off() {
+            // Nobody is elected here, and others may serve the client already: it is not to wait longer than for an election.
+            patience = patience.min(Duration::from_millis(settings.election_timeout_ms));
+        }
         self.held_since.is_some_and(|since| since.elapsed() >= patience)
+    }
+
+    /// Whether this server does not hear enough others to have a leader of its shard among them.
+    fn is_cut_off(&self) -> bool {
+        let (Some(view), Some(engine)) = (&self.view, &self.engine) else { return false };
+        view.topology.replica(engine.id()).is_some_and(|(shard, _)| view.is_cut_off_from(shard))
     }
 
     /// The client was held for as long as it may be: what could not run is answered.

@@ -282,6 +282,23 @@ async fn holding_ends_at_a_leader_without_a_majority_too() {
     }
 }
 
+/// It cannot elect anybody, so it lets clients go to those who may have.
+#[tokio::test]
+async fn a_server_that_is_cut_off_holds_nobody_for_longer_than_an_election() {
+    let replica = Scripted::leading(Mode::Cluster);
+    let server = Server::start(Some(&replica)).await;
+    server.shared.port.settings.failover_hold_ms.store(60_000, Ordering::Relaxed);
+    replica.depose(0, 2);
+    let mut client = server.client().await;
+    replica.silence(&[3]);
+    client.send("SET bar 1\r\n").await;
+    client.expect_silence().await;
+    until("it is held", || server.held() == 1).await;
+    replica.silence(&[2, 3]);
+    client.expect(DOWN).await;
+    assert!(replica.log().is_empty());
+}
+
 /// Each wait is counted for itself.
 #[tokio::test]
 async fn a_client_that_was_redirected_is_held_anew() {
