@@ -163,7 +163,7 @@ async fn its_replies_have_the_shape_of_a_real_sentinels() -> Result<()> {
         "CLIENT SETNAME a",
         "CLIENT GETNAME",
         "CLIENT BOGUS",
-        "CLIENT KILL ID 99",
+        "CLIENT KILL ID 999999999",
         "COMMAND INFO get",
         "COMMAND BOGUS",
         "AUTH x",
