@@ -163,7 +163,9 @@ struct Begun<'a>(&'a Handovers, ShardId);
 
 impl Handovers {
     fn begin(&self, shard: ShardId) -> Option<Begun<'_>> {
-        self.0.lock().insert(shard).then_some(Begun(self, shard))
+        // Made only when it is the first: its end takes the lock and forgets the shard.
+        let is_first = self.0.lock().insert(shard);
+        is_first.then(|| Begun(self, shard))
     }
 }
 
@@ -196,6 +198,7 @@ mod tests {
         let handovers = Handovers::default();
         let begun = handovers.begin(ShardId(1));
         assert!(begun.is_some() && handovers.begin(ShardId(1)).is_none());
+        assert!(handovers.begin(ShardId(1)).is_none(), "one that was refused ends nothing");
         assert!(handovers.begin(ShardId(2)).is_some());
         drop(begun);
         assert!(handovers.begin(ShardId(1)).is_some());
