@@ -180,7 +180,7 @@ pub fn meta_voters(topology: &Topology, now: &BTreeSet<ServerId>) -> BTreeSet<Se
     let mut candidates: Vec<ServerId> =
         present.chain(others).chain(now.iter().copied().filter(away)).collect();
     candidates.truncate(META_VOTERS_MAX);
-    if candidates.len() > 2 && candidates.len() % 2 == 0 {
+    if candidates.len() > 2 && candidates.len().is_multiple_of(2) {
         candidates.pop();
     }
     if candidates.is_empty() { now.clone() } else { candidates.into_iter().collect() }
