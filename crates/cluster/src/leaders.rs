@@ -173,6 +173,63 @@ mod tests {
         assert_eq!(leaders.leader(SHARD), leader(5, 3));
     }
 
+    /// The shard that is out of place in a cluster of three by three in which `leaders` (of shard 0, 1, 2; 0 for nobody) lead.
+    fn out_of_place(leaders: [u64; 3], change: impl Fn(&mut crate::Layout)) -> Option<(u16, u64)> {
+        let servers: Vec<_> = (1..=3u16)
+            .map(|n| crate::NewServer {
+                id: crate::ServerId(n.into()),
+                host: "h".to_owned(),
+                base_port: 7000 + 100 * n,
+                peer: None,
+            })
+            .collect();
+        let create = crate::MetaCommand::Create(crate::Create {
+            cluster_id: "c".to_owned(),
+            mode: crate::Mode::Cluster,
+            durability: crate::Durability::QuorumFsync,
+            databases: 1,
+            shards: 3,
+            replicas: 3,
+            hash_seed: [7; 16],
+            id_seed: 1,
+            servers,
+        });
+        let mut meta = crate::MetaMachine::new();
+        meta.apply(0, &create.encode()).unwrap();
+        let mut layout = meta.topology().unwrap().layout().clone();
+        change(&mut layout);
+        let mut view = View {
+            topology: Arc::new(Topology::new(layout).unwrap()),
+            leaders: Leaders::default(),
+            silent: BTreeSet::new(),
+        };
+        for (shard, replica) in (0..).zip(leaders).filter(|(_, replica)| *replica > 0) {
+            view.leaders.announce(ShardId(shard), 1, ReplicaId(replica));
+        }
+        view.out_of_place().map(|(shard, preferred)| (shard.id.0, preferred.id.0))
+    }
+
+    #[test]
+    fn a_leadership_is_out_of_place_only_while_all_is_well() {
+        // The preferred leaders are replicas 1, 4 and 7.
+        assert_eq!(out_of_place([1, 4, 7], |_| ()), None);
+        assert_eq!(out_of_place([1, 5, 8], |_| ()), Some((1, 4)), "the first of them");
+        assert_eq!(out_of_place([1, 5, 0], |_| ()), None, "a shard has no leader");
+        let down =
+            |layout: &mut crate::Layout| layout.servers.get_mut(&crate::ServerId(3)).unwrap().up = false;
+        assert_eq!(out_of_place([1, 5, 8], down), None);
+        for stage in [crate::Stage::Joining, crate::Stage::Incoming, crate::Stage::Outgoing] {
+            let on_its_way = |layout: &mut crate::Layout| layout.shards[0].replicas[2].stage = stage;
+            assert_eq!(out_of_place([1, 5, 8], on_its_way), None, "{stage:?}");
+        }
+        let empty = |layout: &mut crate::Layout| {
+            let mut server = layout.servers[&crate::ServerId(3)].clone();
+            (server.id, server.base_port, server.up) = (crate::ServerId(9), 9000, false);
+            layout.servers.insert(server.id, server);
+        };
+        assert_eq!(out_of_place([1, 5, 8], empty), Some((1, 4)), "a server without replicas is no trouble");
+    }
+
     proptest! {
         /// Servers hear the same announcements in different orders and end with the same knowledge.
         #[test]

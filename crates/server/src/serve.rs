@@ -16,7 +16,7 @@ use crate::port::{Port, Replica};
 use crate::sentinel::{self, SentinelPort};
 use crate::settings::{DebugCommand, OutputSettings, Settings};
 use crate::stats::SAMPLE_INTERVAL;
-use kvorum_cluster::ShardId;
+use kvorum_cluster::{Mode, ShardId};
 use kvorum_node::{Node, NodeConfig, ReadMode, TimelineEvent};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -330,8 +330,8 @@ impl Ports {
             let placed = view.topology.shard(*id).is_none_or(|shard| shard.replica_on(server).is_some());
             port.closes = match port.closes {
                 _ if placed => None,
-                // Nobody was served here yet.
-                None if port.shared.engine().is_none() => Some(now),
+                // Nobody was served here yet, or nobody can be redirected.
+                None if port.shared.engine().is_none() || view.topology.mode == Mode::Standalone => Some(now),
                 closes => closes.or(Some(now + REDIRECTED_FOR)),
             };
         }
