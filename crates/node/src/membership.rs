@@ -166,6 +166,8 @@ impl Node {
             _ => {
                 // A founder's log may be older than `running.json`. Anything else that lies here is another replica's.
                 if tenant.is_some() || named.stage != Stage::Founder {
+                    // Noted first: an old topology must not open the old one once more, without what it had.
+                    self.0.running.vacate(shard.group)?;
                     self.0.host.forget(GroupId(shard.group)).await?;
                 }
                 let lazy = topology.durability == Durability::QuorumMemory;
