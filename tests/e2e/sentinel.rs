@@ -50,6 +50,7 @@ async fn master_at(sentinel: &str, name: &str) -> Result<String> {
 
 /// Waits until a Sentinel has met the others, and all of them name the leader that the data ports name.
 async fn agree(cluster: &mut Cluster, name: &str, shard: u16) -> Result<String> {
+    cluster.ready().await?;
     let leader = cluster.leader(shard).await?;
     for number in cluster.running() {
         let sentinel = cluster.sentinel_addr(number);
@@ -575,6 +576,24 @@ async fn clients_of_data_ports_hand_the_lead_over() -> Result<()> {
     succeed(Command::new(program).args(["cluster", "failover", "--server", &peer, "--shard", "0"]))?;
     cluster.ready().await?;
     ensure!(cluster.leader(0).await? != leader, "`kvorum cluster failover` moved nothing");
+    // Several at once: each is answered, and at least one is carried out.
+    cluster.caught_up().await?;
+    let asked = (0..9u16).map(|n| {
+        let sentinel = cluster.sentinel_addr(1 + n % 3);
+        tokio::spawn(async move { ask(&sentinel, "SENTINEL FAILOVER mymaster").await })
+    });
+    let mut done = 0;
+    for asked in asked.collect::<Vec<_>>() {
+        let reply = tokio::time::timeout(PATIENCE, asked).await.context("no answer")???;
+        let refused = ["INPROG ", "NOGOODSLAVE ", "ERR the lead was not handed over"];
+        let is_refused =
+            reply.error().is_some_and(|text| refused.iter().any(|start| text.starts_with(start)));
+        ensure!(reply == Value::ok() || is_refused, "{reply}");
+        done += usize::from(reply == Value::ok());
+    }
+    ensure!(done > 0, "none of several was carried out");
+    cluster.ready().await?;
+    cluster.caught_up().await?;
     // Without anybody to take over.
     let leader = cluster.leader(0).await?;
     let own = cluster.server_of(&leader);
