@@ -6,11 +6,13 @@
 use crate::contact::{Answer, Call};
 use crate::node::Node;
 use crate::shard::Shard;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use kvorum_cluster::{ReplicaId, ServerId, ShardId};
-use kvorum_proto::admin as rpc;
+use kvorum_proto::admin::{self as rpc, change_request::Change};
 use kvorum_raft::{Role, TransferError};
 use std::time::Duration;
-use tracing::info;
+use tracing::{info, warn};
 
 /// The leader's server has this long to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,6 +141,7 @@ impl Node {
         match shard.group().transfer_leader(target).await {
             Ok(()) => {
                 info!(shard = shard.id().0, target, "leadership handed over");
+                self.environment().spawn(self.clone().prefer(shard.id(), ReplicaId(target)));
                 Ok(ReplicaId(target))
             }
             Err(TransferError::Behind { .. } | TransferError::NotVoter { .. }) => {
@@ -147,6 +150,22 @@ impl Node {
             Err(TransferError::NotLeader { .. }) => Err(HandoverError::NoLeader),
             Err(error) => Err(HandoverError::Failed(error.to_string())),
         }
+    }
+
+    /// Who was asked for by hand shall lead from now on, too, and not only until all has been well for a while.
+    fn prefer(self, shard: ShardId, replica: ReplicaId) -> BoxFuture<'static, ()> {
+        let prefer = rpc::Prefer { shard: shard.0.into(), replica: replica.0 };
+        async move {
+            if let Err(reason) = self.change(Change::Prefer(prefer)).await {
+                warn!(
+                    shard = shard.0,
+                    replica = replica.0,
+                    reason,
+                    "leads now, and is not the preferred leader"
+                );
+            }
+        }
+        .boxed()
     }
 
     /// Whether a handover of the shard is on its way from this server.

@@ -383,4 +383,14 @@ async fn leaderships_return_to_the_preferred_leaders_when_all_is_well() {
     assert_eq!(town.topology().shards[0].replicas[0].id, other.id);
     eventually("the new one leads", || in_place(&town).then_some(())).await;
     assert!(town.node(other.server.0).shard(ShardId(0)).unwrap().serves());
+
+    // A handover by hand is meant to last.
+    let asked = town.node(other.server.0).transfer(ShardId(0), Some(shard.replicas[1].id)).await;
+    assert_eq!(asked, Ok(shard.replicas[1].id));
+    eventually("it is preferred", || {
+        (town.topology().shards[0].replicas[0].id == shard.replicas[1].id).then_some(())
+    })
+    .await;
+    sleep(Duration::from_secs(30)).await;
+    assert!(in_place(&town), "it went back");
 }
