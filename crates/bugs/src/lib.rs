@@ -30,10 +30,12 @@ pub enum Bug {
     WipedServerVotes,
     /// A leader that hands over goes on answering reads by its lease.
     TransferKeepsLease,
+    /// Who had a lease once has it for ever, also when another leads.
+    DeposedLeaderAnswers,
 }
 
 /// All of them, with the names they are chosen by.
-pub const BUGS: [(&str, Bug); 11] = [
+pub const BUGS: [(&str, Bug); 12] = [
     ("lease-without-restart-rule", Bug::LeaseWithoutRestartRule),
     ("acknowledge-before-sync", Bug::AcknowledgeBeforeSync),
     ("vote-forgotten", Bug::VoteForgotten),
@@ -45,6 +47,7 @@ pub const BUGS: [(&str, Bug); 11] = [
     ("membership-without-joint", Bug::MembershipWithoutJoint),
     ("wiped-server-votes", Bug::WipedServerVotes),
     ("transfer-keeps-lease", Bug::TransferKeepsLease),
+    ("deposed-leader-answers", Bug::DeposedLeaderAnswers),
 ];
 
 static CHOSEN: OnceLock<Bug> = OnceLock::new();

@@ -143,6 +143,10 @@ impl Lease {
         // The load comes before the look at the clock and before the read: a lease that ends in between was
         // still good when the read began, and a read may be placed anywhere between its begin and its end.
         let until_ns = self.until_ns.load(Ordering::Acquire);
+        #[cfg(feature = "bugs")]
+        if until_ns != 0 && kvorum_bugs::has(kvorum_bugs::Bug::DeposedLeaderAnswers) {
+            return Ok(());
+        }
         if until_ns != 0 && nanos(self.environment.now()) < until_ns { Ok(()) } else { Err(self.why_not()) }
     }
 
@@ -165,6 +169,12 @@ impl Lease {
 
     /// Rule 6. Called before a vote is handed to the disk; answers to whoever asked for the vote come after that.
     pub(crate) fn vote_saved(&self, vote: Ballot) {
+        #[cfg(feature = "bugs")]
+        if kvorum_bugs::has(kvorum_bugs::Bug::DeposedLeaderAnswers)
+            && self.until_ns.load(Ordering::Acquire) != 0
+        {
+            return;
+        }
         let mut facts = self.facts.lock();
         if facts.vote != Some(vote) {
             facts.vote = Some(vote);
