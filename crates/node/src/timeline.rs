@@ -192,12 +192,16 @@ impl Node {
             }
             let Some(mut view) = views.borrow_and_update().clone() else { continue };
             let peers = self.peers();
-            if self.now().saturating_sub(began) < FIRST_SIGN {
-                // Who was never heard has not fallen silent: we have just come.
+            // Who was never heard by a server that has just come has not fallen silent, nor is it suspect. And one may have been
+            // heard since the view was made.
+            let is_young = self.now().saturating_sub(began) < FIRST_SIGN;
+            let is_quiet_for =
+                |peer: &Peer, long: Duration| peer.heard.map_or(!is_young, |heard| heard >= long);
+            if !view.silent.is_empty() {
                 let silent = &mut Arc::make_mut(&mut view).silent;
-                silent.retain(|id| peers.get(id).is_some_and(|peer| peer.heard.is_some()));
+                silent.retain(|id| peers.get(id).is_some_and(|peer| is_quiet_for(peer, lease)));
             }
-            let is_suspect = |peer: &Peer| peer.heard.is_none_or(|heard| heard >= suspicion);
+            let is_suspect = |peer: &Peer| is_quiet_for(peer, suspicion);
             let suspects: BTreeSet<ServerId> =
                 peers.iter().filter(|(_, peer)| is_suspect(peer)).map(|(id, _)| *id).collect();
             let sentinels = peers.into_iter().map(|(id, peer)| (id, peer.sentinel)).collect();
