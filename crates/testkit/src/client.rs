@@ -235,14 +235,18 @@ impl Client {
 
     fn any_seed(&mut self) -> String {
         self.silent.retain(|_, since| since.elapsed() < PASSED_OVER);
-        for _ in 0..self.seeds.len() {
-            self.next_seed = (self.next_seed + 1) % self.seeds.len();
-            if !self.silent.contains_key(&self.seeds[self.next_seed]) {
-                break;
-            }
-        }
+        let silent_hosts: BTreeSet<&str> = self.silent.keys().map(|addr| host(addr)).collect();
+        let in_turns = (1..=self.seeds.len()).map(|n| (self.next_seed + n) % self.seeds.len());
+        // Another host if there is one that did not fall silent, else another port.
+        let other_host = in_turns.clone().find(|&seed| !silent_hosts.contains(host(&self.seeds[seed])));
+        let other_port = || in_turns.clone().find(|&seed| !self.silent.contains_key(&self.seeds[seed]));
+        self.next_seed = other_host.or_else(other_port).unwrap_or(self.next_seed);
         self.seeds[self.next_seed].clone()
     }
+}
+
+fn host(addr: &str) -> &str {
+    addr.rsplit_once(':').map_or(addr, |(host, _)| host)
 }
 
 /// A range of slots and who serves it, as CLUSTER SLOTS says.
@@ -341,6 +345,20 @@ mod tests {
         // A key of another slot goes there without a detour: the whole map was learnt.
         assert_ne!(slot_of(b"other"), slot);
         assert_eq!(client.call(&["GET", "other"]).await, Outcome::Ok(Value::bulk("v")));
+    }
+
+    #[test]
+    fn who_did_not_answer_is_passed_over_with_its_host_if_there_are_others() {
+        let seeds = ["a:1", "a:2", "b:1", "b:2"].map(str::to_owned);
+        let mut client = Client::new(seeds);
+        client.forget("a:1");
+        let asked: Vec<String> = (0..3).map(|_| client.any_seed()).collect();
+        assert_eq!(asked, ["b:1", "b:2", "b:1"]);
+        client.forget("b:2");
+        let asked: Vec<String> = (0..3).map(|_| client.any_seed()).collect();
+        assert_eq!(asked, ["a:2", "b:1", "a:2"]);
+        ["a:2", "b:1"].map(|addr| client.forget(addr));
+        client.any_seed();
     }
 
     #[tokio::test]
