@@ -168,10 +168,11 @@ async fn who_holds_the_http_port_does_not_hold_it_for_long() {
     let (server, base_port) = start(dir.path()).await;
     let http = base_port + 99;
     assert_eq!(get(http, "/healthz").await.status, 200);
+    // More than there is room for: who asked before may have been there still.
     let mut silent = Vec::new();
-    for _ in 0..64 {
+    for _ in 0..70 {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, http)).await.unwrap();
-        stream.write_all(b"GET /healthz HT").await.unwrap();
+        let _ = stream.write_all(b"GET /healthz HT").await;
         silent.push(stream);
     }
     // There is room for no other; it is told so by a closed connection, until the silent ones were silent for too long.

@@ -9,7 +9,7 @@ use crate::judge::Judge;
 use crate::operator::{Operator, PATIENCE, topology};
 use crate::server::{Directory, Machine, machine_at};
 use crate::trace::{Trace, say};
-use kvorum_cluster::{Durability, ServerId, ShardId, Stage, Topology};
+use kvorum_cluster::{Durability, ReplicaId, ServerId, ShardId, Stage, Topology};
 use kvorum_raft::LocalNetwork;
 use kvorum_raft::disk::{Fault, MemoryDisk};
 use kvorum_testkit::random::Random;
@@ -186,11 +186,12 @@ impl Nemesis {
         }
     }
 
-    /// Cuts the leader of a shard and a replica that comes to it off from all others; whether there are such.
+    /// Cuts the leader of a shard and a replica that comes to it off from all others, right before it may vote; whether there are such.
     fn cut_island(&mut self) -> Option<()> {
         let topology = self.topology()?;
-        let (shard, coming) =
-            topology.all_replicas().find(|(_, replica)| replica.stage == Stage::Incoming)?;
+        let (shard, coming) = topology
+            .all_replicas()
+            .find(|(shard, replica)| replica.stage == Stage::Incoming && self.learns(shard.id, replica.id))?;
         let coming = machine_of(&topology, coming.server)?;
         let leader = self.leader_of(shard.id)?;
         say!(self.trace, "nemesis: {leader} and {coming} on an island");
@@ -203,6 +204,15 @@ impl Nemesis {
         self.later(2500, 4000, Later::Heal);
         *self.faults.entry("island").or_default() += 1;
         Some(())
+    }
+
+    /// Whether the leader of a shard has made a replica a member that does not vote yet.
+    fn learns(&self, shard: ShardId, replica: ReplicaId) -> bool {
+        let leader = self.leader_of(shard).and_then(|leader| self.machines[&leader].process.as_ref());
+        let status = leader.and_then(|leader| leader.node.shard(shard)).map(|shard| shard.status());
+        status.is_some_and(|status| {
+            status.members.contains_key(&replica.0) && !status.voters.contains(&replica.0)
+        })
     }
 
     /// The machine that leads a shard.
