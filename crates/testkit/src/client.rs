@@ -95,7 +95,12 @@ pub struct Client {
     silent: HashMap<String, Instant>,
     next_seed: usize,
     refusals: BTreeMap<String, usize>,
+    /// Whom to ask for the master, and its name; nobody in a cluster.
+    sentinels: (Vec<String>, String),
 }
+
+/// A Sentinel that does not answer within this time is passed over.
+const SENTINEL_PATIENCE: Duration = Duration::from_millis(200);
 
 /// For how long an address that did not answer is passed over.
 const PASSED_OVER: Duration = Duration::from_secs(5);
@@ -114,7 +119,14 @@ impl Client {
             silent: HashMap::new(),
             next_seed: 0,
             refusals: BTreeMap::new(),
+            sentinels: Default::default(),
         }
+    }
+
+    /// The same client, which asks these Sentinels for the address of a master whenever it does not know who it is.
+    pub fn with_sentinels(mut self, sentinels: impl IntoIterator<Item = String>, master: &str) -> Client {
+        self.sentinels = (sentinels.into_iter().collect(), master.to_owned());
+        self
     }
 
     /// The same client, waiting as said.
@@ -158,7 +170,10 @@ impl Client {
         loop {
             let addr = match &self.owners[slot] {
                 Some(addr) => addr.clone(),
-                None => self.any_seed(),
+                None => match self.told_by_sentinel().await {
+                    Some(master) => master,
+                    None => self.any_seed(),
+                },
             };
             let why = match self.attempt(&addr, argv).await {
                 Outcome::Refused(why) => why,
@@ -226,6 +241,23 @@ impl Client {
             // The redirect alone is enough to go on; this connection is not.
             Err(_) => drop(self.connections.remove(addr)),
         }
+    }
+
+    async fn told_by_sentinel(&self) -> Option<String> {
+        let (sentinels, master) = &self.sentinels;
+        for sentinel in sentinels {
+            let asking = async {
+                let mut connection = Connection::open(sentinel).await.ok()?;
+                let argv = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", master];
+                let reply = connection.call_within(SENTINEL_PATIENCE, &argv).await.ok()?;
+                let parts = reply.items()?;
+                Some(format!("{}:{}", parts.first()?.text()?, parts.get(1)?.text()?))
+            };
+            if let Ok(Some(addr)) = tokio::time::timeout(SENTINEL_PATIENCE, asking).await {
+                return Some(addr);
+            }
+        }
+        None
     }
 
     fn forget(&mut self, addr: &str) {
@@ -357,8 +389,21 @@ mod tests {
         client.forget("b:2");
         let asked: Vec<String> = (0..3).map(|_| client.any_seed()).collect();
         assert_eq!(asked, ["a:2", "b:1", "a:2"]);
-        ["a:2", "b:1"].map(|addr| client.forget(addr));
+        client.forget("a:2");
+        client.forget("b:1");
         client.any_seed();
+    }
+
+    #[tokio::test]
+    async fn a_sentinel_is_asked_who_the_master_is() {
+        let master = server(vec!["+OK\r\n".to_owned()]).await;
+        let (host, port) = master.rsplit_once(':').unwrap();
+        let told = format!("*2\r\n${}\r\n{host}\r\n${}\r\n{port}\r\n", host.len(), port.len());
+        let sentinel = server(vec![told]).await;
+        let silent = server(vec![String::new()]).await;
+        let nobody = "127.0.0.1:1".to_owned();
+        let mut client = impatient(nobody).with_sentinels([silent, sentinel], "mymaster");
+        assert_eq!(client.call(&["SET", "k", "v"]).await, Outcome::Ok(Value::ok()));
     }
 
     #[tokio::test]

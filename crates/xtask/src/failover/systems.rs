@@ -74,7 +74,14 @@ impl System {
     pub(super) fn client(&self) -> Client {
         match self {
             System::Kvorum(cluster) => cluster.client(),
-            System::RedisCluster(redises) | System::Sentinel(redises) => Client::new(redises.addrs()),
+            System::RedisCluster(redises) => Client::new(redises.addrs()),
+            System::Sentinel(redises) => {
+                let sentinels = redises
+                    .nodes
+                    .iter()
+                    .map(|node| format!("{}:{SENTINEL_PORT}", redises.namespaces.address(node.number)));
+                Client::new(redises.addrs()).with_sentinels(sentinels, "mymaster")
+            }
         }
     }
 
