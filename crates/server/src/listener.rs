@@ -15,7 +15,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -23,13 +23,13 @@ use tokio::task::{JoinError, JoinSet};
 use tracing::{error, warn};
 
 /// Pause after a failed accept: out of file descriptors, most likely, which only time or a client can cure.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long connections may take to finish when the server stops.
-pub(crate) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections that the kernel keeps for us to accept: a burst of them is taken, not turned away.
 const BACKLOG: u32 = 4096;
 /// Connections accepted before others have their turn.
-pub(crate) const ACCEPT_TURN: usize = 16;
+const ACCEPT_TURN: usize = 16;
 /// How often it is said that clients are refused.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -46,14 +46,39 @@ pub(crate) fn open(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Accepts connections of one port until `stopped` closes, then waits for them to finish.
+/// Accepts connections of a data port until `stopped` closes, then waits for them to finish.
 pub(crate) async fn listen<E: Engine>(
     listener: TcpListener,
     shared: Arc<Shared<E>>,
-    mut stopped: watch::Receiver<()>,
+    stopped: watch::Receiver<()>,
 ) {
-    let mut connections = JoinSet::new();
     let (mut refused, mut refusals_told) = (0, Instant::now());
+    let look = |now: Instant| {
+        if let Some(engine) = shared.engine() {
+            shared.port.saves.observe(engine.snapshots().built, || engine.keyspace().sequence);
+        }
+        end_unread(&shared, now);
+        if now.duration_since(refusals_told) >= REFUSAL_INTERVAL {
+            refusals_told = now;
+            tell_refusals(&shared.port, &mut refused);
+        }
+    };
+    let serve = |stream, client| connection::serve(Arc::clone(&shared), stream, client);
+    accept_until((listener, stopped), &shared.port, &shared.draining, serve, look).await;
+}
+
+/// Accepts connections of a port until `stopped` closes and has each served; then sets `draining` and waits for them to finish. `look`
+/// is called every now and then.
+pub(crate) async fn accept_until<C>(
+    (listener, mut stopped): (TcpListener, watch::Receiver<()>),
+    port: &Port,
+    draining: &AtomicBool,
+    serve: impl Fn(TcpStream, Arc<Client>) -> C,
+    mut look: impl FnMut(Instant),
+) where
+    C: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
     let mut sample = tokio::time::interval(SAMPLE_INTERVAL);
     sample.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -64,44 +89,37 @@ pub(crate) async fn listen<E: Engine>(
                     // Those that wait behind it come along, so that a burst does not cost a round for each.
                     let others = std::iter::from_fn(|| listener.accept().now_or_never().and_then(Result::ok));
                     for (stream, peer) in std::iter::once(first).chain(others).take(ACCEPT_TURN) {
-                        if let Some(client) = admit(&shared.port, &stream, peer) {
-                            connections.spawn(connection::serve(Arc::clone(&shared), stream, client));
+                        if let Some(client) = admit(port, &stream, peer) {
+                            connections.spawn(serve(stream, client));
                         }
                     }
                 }
                 Err(error) => {
                     // The connection that could not be accepted is still there: do not spin on it.
-                    warn!(port = shared.port.number, %error, "cannot accept a connection");
+                    warn!(port = port.number, %error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
             Some(ended) = connections.join_next() => report(ended),
             _ = sample.tick() => {
                 let now = Instant::now();
-                shared.port.stats.sample(now);
-                if let Some(engine) = shared.engine() {
-                    shared.port.saves.observe(engine.snapshots().built, || engine.keyspace().sequence);
-                }
-                end_idle(&shared.port, now);
-                end_unread(&shared, now);
-                if now.duration_since(refusals_told) >= REFUSAL_INTERVAL {
-                    refusals_told = now;
-                    tell_refusals(&shared.port, &mut refused);
-                }
+                port.stats.sample(now);
+                end_idle(port, now);
+                look(now);
             }
         }
     }
     drop(listener);
-    shared.draining.store(true, Ordering::Release);
-    shared.port.clients.all().iter().for_each(|client| client.tell());
+    draining.store(true, Ordering::Release);
+    port.clients.all().iter().for_each(|client| client.tell());
     let drained = async {
         while let Some(ended) = connections.join_next().await {
             report(ended);
         }
     };
     if tokio::time::timeout(DRAIN_PATIENCE, drained).await.is_err() {
-        let left = shared.port.clients.len();
-        warn!(port = shared.port.number, left, "some connections do not finish and are cut");
+        let left = port.clients.len();
+        warn!(port = port.number, left, "some connections do not finish and are cut");
     }
 }
 
@@ -123,7 +141,7 @@ fn tell_refusals(port: &Port, told: &mut u64) {
 }
 
 /// Lets a client in, unless there are too many.
-pub(crate) fn admit(port: &Port, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
+fn admit(port: &Port, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<Client>> {
     // A client that is gone already has no address any more.
     let local = stream.local_addr().ok()?;
     let most = port.settings.maxclients.load(Ordering::Relaxed);
@@ -147,7 +165,7 @@ pub(crate) fn admit(port: &Port, stream: &TcpStream, peer: SocketAddr) -> Option
 }
 
 /// Ends connections that were silent for too long.
-pub(crate) fn end_idle(port: &Port, now: Instant) {
+fn end_idle(port: &Port, now: Instant) {
     let Some(timeout) = port.settings.timeout() else { return };
     for client in port.clients.all() {
         if client.idle(now) < timeout || client.is_blocked() {
