@@ -860,10 +860,7 @@ impl Admin for AdminService {
         &self,
         _: Request<rpc::FailoverEventsRequest>,
     ) -> Result<Response<rpc::FailoverEventsReply>, Status> {
-        let events: Vec<TimelineEvent> =
-            self.node.timeline().iter().map(|event| TimelineEvent::clone(event)).collect();
-        let json = serde_json::to_string(&events).map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::new(rpc::FailoverEventsReply { json }))
+        Ok(Response::new(rpc::FailoverEventsReply { json: self.node.timeline_json() }))
     }
 }
 

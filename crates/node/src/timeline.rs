@@ -137,6 +137,13 @@ impl Node {
         self.0.timeline.kept.lock().iter().cloned().collect()
     }
 
+    /// The same as a list in JSON.
+    pub fn timeline_json(&self) -> String {
+        let events = self.timeline();
+        let events: Vec<&TimelineEvent> = events.iter().map(|event| &**event).collect();
+        serde_json::to_string(&events).expect("numbers and texts have a JSON form")
+    }
+
     /// How long a shard has had the leader that it has, as far as this server saw it.
     pub fn led_for(&self, shard: ShardId) -> Duration {
         let since = self.0.timeline.led_since.lock().get(&shard.0).copied();

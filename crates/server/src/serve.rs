@@ -17,7 +17,7 @@ use crate::sentinel::{self, SentinelPort};
 use crate::settings::{DebugCommand, OutputSettings, Settings};
 use crate::stats::SAMPLE_INTERVAL;
 use kvorum_cluster::{Mode, ShardId};
-use kvorum_node::{Node, NodeConfig, ReadMode, TimelineEvent};
+use kvorum_node::{Node, NodeConfig, ReadMode};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::io;
@@ -230,8 +230,7 @@ impl http::Subject for Figures {
     }
 
     fn events(&self) -> String {
-        let events: Vec<_> = self.node.timeline().iter().map(|event| TimelineEvent::clone(event)).collect();
-        serde_json::to_string(&events).expect("numbers and texts have a JSON form")
+        self.node.timeline_json()
     }
 
     fn metrics(&self) -> String {
