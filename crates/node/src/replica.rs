@@ -35,9 +35,6 @@ impl Pending {
     }
 }
 
-/// Running a write of this size takes as long as an election may wait.
-const HEAVY_BYTES: u64 = 16 << 20;
-
 /// State and clock of one replica.
 pub(crate) struct Replica {
     machine: RwLock<ShardMachine>,
@@ -253,11 +250,7 @@ pub(crate) struct Waiting {
 
 impl Machine for Replica {
     fn apply(&self, entry: Committed<'_>) -> Result<(), Fatal> {
-        if self.passing_bytes() > HEAVY_BYTES {
-            give_way(|| self.apply_now(entry))
-        } else {
-            self.apply_now(entry)
-        }
+        self.apply_now(entry)
     }
 
     fn blank(&self, index: u64, term: u64) {
