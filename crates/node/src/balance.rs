@@ -52,7 +52,7 @@ impl Node {
     /// Whether every server with replicas gave a sign of life lately.
     fn all_are_heard(&self, view: &View) -> bool {
         let me = self.server().server_id;
-        let bound = Duration::from_millis(self.config().timing.election_max_ms);
+        let bound = self.silence();
         let mut replicas = view.topology.all_replicas();
         replicas.all(|(_, replica)| Some(replica.server) == me || self.heard_within(replica.server, bound))
     }

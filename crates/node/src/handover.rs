@@ -10,7 +10,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvorum_cluster::{ReplicaId, ServerId, ShardId};
 use kvorum_proto::admin::{self as rpc, change_request::Change};
-use kvorum_raft::{Role, TransferError};
+use kvorum_raft::{Role, Status, TransferError};
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -114,6 +114,19 @@ impl Node {
         Ok(rpc::TransferReply { replica: replica.0 })
     }
 
+    /// The replicas that may take over from one that leads: voters on other servers, which are heard.
+    fn heirs<'a>(&'a self, status: &'a Status, me: ReplicaId) -> impl Iterator<Item = u64> + 'a {
+        status.voters.iter().copied().filter(move |replica| {
+            let server = status.members.get(replica).map(|member| ServerId(member.server));
+            *replica != me.0 && server.is_some_and(|server| self.heard_within(server, self.silence()))
+        })
+    }
+
+    /// The one of them that has most of the log.
+    pub(crate) fn heir(&self, status: &Status, me: ReplicaId) -> Option<u64> {
+        self.heirs(status, me).max_by_key(|replica| status.matched.get(replica))
+    }
+
     /// The same on the leader's server.
     async fn transfer_here(&self, shard: &Shard, to: Option<ReplicaId>) -> Result<ReplicaId, HandoverError> {
         let Some(_place) = self.0.handovers.begin(shard.id()) else { return Err(HandoverError::InProgress) };
@@ -122,21 +135,13 @@ impl Node {
         if status.role != Role::Leader {
             return Err(HandoverError::NoLeader);
         }
-        let silent_after = Duration::from_millis(self.config().timing.election_max_ms);
-        let is_ready = |replica: &u64| {
-            let server = status.members.get(replica).map(|member| ServerId(member.server));
-            *replica != me.0 && server.is_some_and(|server| self.heard_within(server, silent_after))
-        };
         let target = match to {
             Some(to) if to == me => return Ok(me),
             Some(to) => {
-                let fit = status.voters.contains(&to.0) && is_ready(&to.0);
+                let fit = self.heirs(&status, me).any(|heir| heir == to.0);
                 fit.then_some(to.0).ok_or(HandoverError::NotReady)?
             }
-            None => {
-                let heirs = status.voters.iter().copied().filter(is_ready);
-                heirs.max_by_key(|replica| status.matched.get(replica)).ok_or(HandoverError::NoHeir)?
-            }
+            None => self.heir(&status, me).ok_or(HandoverError::NoHeir)?,
         };
         match shard.group().transfer_leader(target).await {
             Ok(()) => {

@@ -459,7 +459,7 @@ impl Node {
     }
 
     /// Whoever was not heard for this long is not there.
-    fn silence(&self) -> Duration {
+    pub(crate) fn silence(&self) -> Duration {
         Duration::from_millis(self.config().timing.election_max_ms)
     }
 

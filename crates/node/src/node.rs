@@ -318,20 +318,14 @@ impl Node {
 
     /// Moves a shard's leadership to the follower that has most of the log, if this replica leads.
     pub(crate) async fn hand_over_shard(&self, shard: &Shard) {
-        let silent_after = Duration::from_millis(self.0.config.timing.election_max_ms);
         let deadline = self.now() + HANDOVER_PATIENCE;
         while self.now() < deadline {
             let status = shard.status();
-            let me = shard.replica().0;
-            if status.leader != Some(me) || status.failed.is_some() {
+            let me = shard.replica();
+            if status.leader != Some(me.0) || status.failed.is_some() {
                 return;
             }
-            let heard = |replica: &u64| {
-                let server = status.members.get(replica).map(|member| ServerId(member.server));
-                *replica != me && server.is_some_and(|server| self.heard_within(server, silent_after))
-            };
-            let candidates = status.voters.iter().copied().filter(heard);
-            let Some(target) = candidates.max_by_key(|replica| status.matched.get(replica)) else { return };
+            let Some(target) = self.heir(&status, me) else { return };
             match shard.group().transfer_leader(target).await {
                 Ok(()) => info!(shard = shard.id().0, target, "leadership handed over"),
                 Err(error) => warn!(shard = shard.id().0, target, %error, "cannot hand leadership over"),
@@ -603,7 +597,7 @@ impl Node {
             }
             let Some(view) = views.borrow_and_update().clone() else { continue };
             let others = || view.topology.servers.values().filter(|server| server.id != me);
-            let silent_after = Duration::from_millis(self.0.config.timing.election_max_ms);
+            let silent_after = self.silence();
             let silent = others().map(|server| server.id).filter(|&id| !self.heard_within(id, silent_after));
             self.0.views.learn_silence(silent.collect());
             peers.retain(|server, _| view.topology.server(*server).is_some());
