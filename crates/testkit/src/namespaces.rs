@@ -18,6 +18,9 @@ const PREFIX: &str = "kvorum-";
 /// The last byte of the test's own address; servers have their numbers.
 const TEST: u16 = 254;
 
+/// What the firewall of a server lets through that nobody reaches: what it says to itself.
+const UNPLUGGED: &str = "*filter\n-A INPUT ! -i lo -j DROP\n-A OUTPUT ! -o lo -j DROP\nCOMMIT\n";
+
 /// The programs that are needed beside the kernel.
 pub const PROGRAMS: [&str; 2] = ["ip", "iptables-restore"];
 
@@ -31,6 +34,8 @@ pub struct Namespaces {
     net: String,
     /// Directions that are cut.
     cut: Vec<(u16, u16)>,
+    /// Servers that nobody reaches.
+    unplugged: Vec<u16>,
     loss_percent: u8,
 }
 
@@ -54,7 +59,8 @@ impl Namespaces {
             .map(|n| format!("10.231.{}", (n + own) % 256))
             .find(|net| !taken.contains(&format!("{net}.")));
         let net = free.context("no free addresses in 10.231.0.0/16")?;
-        let namespaces = Namespaces { servers, name, net, cut: Vec::new(), loss_percent: 0 };
+        let (cut, unplugged) = (Vec::new(), Vec::new());
+        let namespaces = Namespaces { servers, name, net, cut, unplugged, loss_percent: 0 };
         // From here on dropping it cleans up.
         let switch = namespaces.host("switch");
         let mut steps = vec![
@@ -106,6 +112,7 @@ impl Namespaces {
     pub fn inflict(&mut self, fault: &Fault) -> Result<()> {
         match fault {
             Fault::Cut(pairs) => self.cut.extend(pairs),
+            Fault::Unplug(number) => self.unplugged.push(*number),
             Fault::Lose(percent) => self.loss_percent = *percent,
             other => bail!("network namespaces cannot do {other:?}"),
         }
@@ -117,7 +124,7 @@ impl Namespaces {
     /// # Errors
     /// When the firewall refuses.
     pub fn heal(&mut self) -> Result<()> {
-        (self.cut, self.loss_percent) = (Vec::new(), 0);
+        (self.cut, self.unplugged, self.loss_percent) = (Vec::new(), Vec::new(), 0);
         self.filter()
     }
 
@@ -134,7 +141,11 @@ impl Namespaces {
     fn filter(&self) -> Result<()> {
         let address = |number| self.address(number);
         for number in 1..=self.servers {
-            let rules = rules(number, self.servers, &self.cut, self.loss_percent, address);
+            let rules = if self.unplugged.contains(&number) {
+                UNPLUGGED.to_owned()
+            } else {
+                rules(number, self.servers, &self.cut, self.loss_percent, address)
+            };
             let restore = ["netns", "exec", &self.host(number), "iptables-restore"];
             feed(Command::new("ip").args(restore), &rules)?;
         }

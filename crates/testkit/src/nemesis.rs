@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [processes](crate::cluster) on the loopback | kill, freeze |
 //! | the same with [proxies](crate::proxy) between them | and cut, in one direction or both, delay, reset |
-//! | processes in [network namespaces](crate::namespaces), as root | kill, freeze, cut, lose |
+//! | processes in [network namespaces](crate::namespaces), as root | kill, freeze, cut, unplug, lose |
 //! | [containers](crate::compose), with an engine and as root | kill, freeze (the engine's pause), cut, lose |
 //!
 //! Faults add up until [`Nemesis::heal`] ends all of them. Namespaces and containers drop packets: what a firewall or a broken switch does.
@@ -27,6 +27,8 @@ pub enum Fault {
     Freeze(u16),
     /// Nothing that the first of a pair sends reaches the second. Clients are not concerned.
     Cut(Vec<(u16, u16)>),
+    /// Nothing reaches the server or leaves it, of clients neither, and nobody is told: packets vanish.
+    Unplug(u16),
     /// What any server sends to any other takes this long.
     Delay(Duration),
     /// So many percent of what servers send each other is lost.

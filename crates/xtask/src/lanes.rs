@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal};
 use crate::tools;
 
 /// The end-to-end lanes: test targets of `kvorum-tests`, in the order in which they run.
-pub(crate) const END_TO_END: [&str; 25] = [
+pub(crate) const END_TO_END: [&str; 26] = [
     "first_slice",
     "standalone",
     "sentinel",
@@ -43,6 +43,7 @@ pub(crate) const END_TO_END: [&str; 25] = [
     "catch_up",
     "partition",
     "namespaces",
+    "client_failover",
     "compose",
 ];
 /// The lanes of the simulation, which needs an optimised build: its own arguments of `cargo test`.

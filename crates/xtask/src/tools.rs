@@ -69,6 +69,13 @@ const ALWAYS: Need = Need {
 };
 const NAMESPACES: Need =
     Need { is_missing: || not_on_path(&namespaces::PROGRAMS), packages: &["iproute2", "iptables"] };
+const HIREDIS: Need = Need {
+    is_missing: || {
+        let includes = ["-fsyntax-only", "-include", "hiredis/hiredis.h", "-x", "c", "/dev/null"];
+        if succeeds(Command::new("cc").args(includes)) { Vec::new() } else { vec!["hiredis for C"] }
+    },
+    packages: &["libhiredis-dev"],
+};
 const COMPOSE: Need = Need {
     is_missing: || {
         let mut missing = not_on_path(&compose::PROGRAMS);
@@ -87,7 +94,9 @@ const COMPOSE: Need = Need {
 /// install it is part of the error. Returns a Python with redis-py.
 pub(crate) fn prepare(lanes: &[&str]) -> Result<PathBuf> {
     let mut needs = vec![ALWAYS];
-    needs.extend(lanes.contains(&"namespaces").then_some(NAMESPACES));
+    let needs_namespaces = ["namespaces", "client_failover"].iter().any(|lane| lanes.contains(lane));
+    needs.extend(needs_namespaces.then_some(NAMESPACES));
+    needs.extend(lanes.contains(&"client_failover").then_some(HIREDIS));
     needs.extend(lanes.contains(&"compose").then_some(COMPOSE));
     let missing = || needs.iter().flat_map(|need| (need.is_missing)()).collect::<Vec<_>>();
     let packages = || {
