@@ -20,7 +20,6 @@ use kvorum_testkit::slots::key_in;
 use kvorum_testkit::{Cluster, Connection, Fault, Nemesis, Network, Shape, Value};
 use redis::sentinel::{SentinelClient, SentinelServerType};
 
-const SIGSTOP: &str = "SIGSTOP";
 const MASTER: &str = "mymaster";
 /// Within this time every client has to write again.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -59,11 +58,6 @@ impl Told {
         *self.errors.entry(kind.to_owned()).or_default() += 1;
     }
 
-    /// The longest gap since the step began.
-    fn gap(&self) -> String {
-        if self.well < WELL { "–".to_owned() } else { format!("{:.2}", self.longest.as_secs_f64()) }
-    }
-
     /// The errors since the step began.
     fn errors(&self) -> String {
         let errors: Vec<String> = self.errors.iter().map(|(kind, times)| format!("{kind} {times}")).collect();
@@ -76,8 +70,6 @@ struct Writer {
     name: &'static str,
     key: String,
     told: Arc<Mutex<Told>>,
-    /// Whether it gives a server up that takes connections and never answers.
-    bears_silence: bool,
     /// A program of its own, or else a thread here.
     program: Option<Child>,
     stopped: Arc<AtomicBool>,
@@ -87,14 +79,7 @@ impl Writer {
     fn new(name: &'static str, n: usize, slots: &[(u16, u16)]) -> Writer {
         let of_shard = |slot| slots.iter().any(|&(first, last)| (first..=last).contains(&slot));
         let key = key_in("writer", n as u64, of_shard);
-        Writer {
-            name,
-            key,
-            told: Arc::default(),
-            bears_silence: true,
-            program: None,
-            stopped: Arc::default(),
-        }
+        Writer { name, key, told: Arc::default(), program: None, stopped: Arc::default() }
     }
 
     /// Lets a program write, which prints `ok NUMBER` and `error KIND`.
@@ -196,15 +181,16 @@ fn urls(addrs: &[String]) -> Vec<String> {
 /// redis-rs's `ClusterClient`, blocking and not. When the leader that it knows does not answer, it goes on asking that one: after an error
 /// it needs another connection.
 fn redis_rs_cluster(addrs: &[String], slots: &[(u16, u16)]) -> Result<Vec<Writer>> {
-    let client = redis::cluster::ClusterClient::builder(urls(addrs))
-        .connection_timeout(CONNECT)
-        .response_timeout(REPLY)
-        .retries(2)
-        .min_retry_wait(10)
-        .max_retry_wait(100)
-        .build()?;
+    let builder = || {
+        redis::cluster::ClusterClient::builder(urls(addrs))
+            .connection_timeout(CONNECT)
+            .response_timeout(REPLY)
+            .min_retry_wait(10)
+            .max_retry_wait(100)
+    };
+    // The blocking one may wait for a reply again at each of them.
+    let (blocking_client, client) = (builder().retries(2).build()?, builder().build()?);
     let mut own = None;
-    let blocking_client = client.clone();
     let blocking = move |key: &str, number: u64| {
         let mut connection = match own.take() {
             Some(connection) => connection,
@@ -227,9 +213,10 @@ fn redis_rs_cluster(addrs: &[String], slots: &[(u16, u16)]) -> Result<Vec<Writer
             Ok(())
         })
     };
-    let mut first = Writer::new("redis-rs", 4, slots).spawn(blocking);
-    first.bears_silence = false;
-    Ok(vec![first, Writer::new("redis-rs async", 5, slots).spawn(not_blocking)])
+    Ok(vec![
+        Writer::new("redis-rs", 4, slots).spawn(blocking),
+        Writer::new("redis-rs async", 5, slots).spawn(not_blocking),
+    ])
 }
 
 /// redis-rs's `SentinelClient`: after an error it is asked for a connection again, which is all it does.
@@ -259,8 +246,8 @@ struct Trial {
     /// They end before the cluster.
     writers: Vec<Writer>,
     cluster: Cluster,
-    /// A name, and each writer's gap and errors.
-    steps: Vec<(&'static str, Vec<(String, String)>)>,
+    /// A name, and each writer's longest gap in seconds and errors.
+    steps: Vec<(&'static str, Vec<(f64, String)>)>,
 }
 
 impl Trial {
@@ -277,10 +264,7 @@ impl Trial {
         act(&mut self.cluster).await.context(name)?;
         self.writers.iter().for_each(|writer| writer.told().well = 0);
         let acted = Instant::now();
-        let unwell = |writer: &&Writer| {
-            let excused = name == SIGSTOP && !writer.bears_silence;
-            !excused && writer.told().well < WELL
-        };
+        let unwell = |writer: &&Writer| writer.told().well < WELL;
         while let Some(writer) = self.writers.iter().find(unwell) {
             if acted.elapsed() > LIMIT {
                 let state = |writer: &Writer| {
@@ -293,7 +277,10 @@ impl Trial {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         tokio::time::sleep(LASTS.saturating_sub(acted.elapsed())).await;
-        let outcome = |writer: &Writer| (writer.told().gap(), writer.told().errors());
+        let outcome = |writer: &Writer| {
+            let told = writer.told();
+            (told.longest.as_secs_f64(), told.errors())
+        };
         self.steps.push((name, self.writers.iter().map(outcome).collect()));
         Ok(())
     }
@@ -317,7 +304,7 @@ impl Trial {
         let mut text = row(self.cluster.shape().mode, names);
         text.push_str(&format!("|{}\n", "---|".repeat(1 + self.writers.len())));
         for (name, outcomes) in &self.steps {
-            text.push_str(&row(name, outcomes.iter().map(|(gap, _)| gap.clone()).collect()));
+            text.push_str(&row(name, outcomes.iter().map(|(gap, _)| format!("{gap:.2}")).collect()));
         }
         let count = |writer: &Writer| writer.told().acknowledged.len().to_string();
         text.push_str(&row("acknowledged", self.writers.iter().map(count).collect()));
@@ -379,7 +366,7 @@ async fn trial(shape: Shape) -> Result<()> {
 async fn all_harms(trial: &mut Trial) -> Result<()> {
     trial.step("nothing", async |_: &mut Cluster| Ok(())).await?;
     trial.harm(["kill -9", "start"], Fault::Kill).await?;
-    trial.harm([SIGSTOP, "SIGCONT"], Fault::Freeze).await?;
+    trial.harm(["SIGSTOP", "SIGCONT"], Fault::Freeze).await?;
     trial.harm(["cut off", "healed"], Fault::Unplug).await?;
     trial.step("failover by a client", hand_over).await?;
     trial.step("kvorum cluster failover", async |cluster: &mut Cluster| cluster.handover(0)).await?;

@@ -14,7 +14,7 @@ node=
 
 # redis-cli waits for a reply for ever.
 cli() { # SECONDS HOST:PORT WORD...
-    timeout "$1" redis-cli -h "${2%:*}" -p "${2##*:}" "${@:3}" 2>&1
+    timeout "$1" redis-cli -e -h "${2%:*}" -p "${2##*:}" "${@:3}" 2>&1
 }
 
 find_node() {
