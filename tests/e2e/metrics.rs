@@ -157,6 +157,83 @@ async fn what_clients_do_is_counted() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sentinel_port_is_counted_apart() -> Result<()> {
+    let mut cluster = Cluster::start(Shape::standalone(3, "quorum-memory")).await?;
+    cluster.leader(0).await?;
+    let (addr, sentinel) = (http_addr(&cluster, 1), cluster.sentinel_addr(1));
+    let mut admin = cluster.connect(1, 0).await?;
+    let before = scrape(&addr).await?;
+    assert_eq!(before.value("kvorum_sentinel_connected_clients", &[]), 0.0);
+
+    let mut client = Connection::open(&sentinel).await?;
+    run(&mut client, &["PING", "SENTINEL MASTERS", "SENTINEL MYID"]).await?;
+    // Of these the first one ran and failed; the others did not run.
+    run(&mut client, &["SENTINEL MASTER nosuch", "SENTINEL MASTER", "GET a"]).await?;
+    run(&mut client, &["SENTINEL FAILOVER nosuch"]).await?;
+    let mut subscriber = Connection::open(&sentinel).await?;
+    subscriber.call(&["PSUBSCRIBE", "*"]).await?;
+    cluster.handover(0)?;
+    let heard = subscriber.receive().await?;
+    ensure!(heard.items().is_some_and(|items| items.len() == 4), "a subscriber hears {heard}");
+    // One comes and goes, one is too many, one asks for more than it takes.
+    drop(Connection::open(&sentinel).await?);
+    admin.call(&["CONFIG", "SET", "maxclients", "3"]).await?;
+    let mut deaf = std::net::TcpStream::connect(&sentinel)?;
+    deaf.set_write_timeout(Some(Duration::from_secs(20)))?;
+    cluster
+        .wait("the port has three clients", async |_: &mut Cluster| {
+            let scraped = scrape(&addr).await?;
+            let opened = scraped.value("kvorum_sentinel_client_connections_opened_total", &[]);
+            let connected = scraped.value("kvorum_sentinel_connected_clients", &[]);
+            ensure!((opened, connected) == (4.0, 3.0), "{connected} clients, {opened} connections so far");
+            Ok(())
+        })
+        .await?;
+    let refused = Connection::open(&sentinel).await?.receive().await?;
+    ensure!(refused.error().is_some(), "a fourth client is let in: {refused}");
+    admin.call(&["CONFIG", "SET", "client-output-buffer-limit", "normal 65536 0 0"]).await?;
+    let flood = tokio::task::spawn_blocking(move || {
+        use std::io::Write;
+        let helps = b"SENTINEL HELP\r\n".repeat(1000);
+        (0..1000).try_for_each(|_| deaf.write_all(&helps))
+    });
+    ensure!(flood.await?.is_err(), "a client that does not read was not disconnected");
+
+    let mut after = Exposition::default();
+    cluster
+        .wait("the client that did not read is counted", async |_: &mut Cluster| {
+            after = scrape(&addr).await?;
+            let closed = after.value("kvorum_sentinel_client_connections_closed_total", &[]);
+            ensure!(closed == 2.0, "{closed} connections closed");
+            Ok(())
+        })
+        .await?;
+    let count = |name: &str, labels: &[(&str, &str)]| {
+        after.value(name, labels) - before.try_value(name, labels).unwrap_or(0.0)
+    };
+    for (name, wanted) in [
+        ("kvorum_sentinel_connected_clients", 2.0),
+        ("kvorum_sentinel_subscribers", 1.0),
+        ("kvorum_sentinel_client_connections_opened_total", 4.0),
+        ("kvorum_sentinel_output_buffer_limit_disconnections_total", 1.0),
+        ("kvorum_sentinel_query_buffer_limit_disconnections_total", 0.0),
+        ("kvorum_sentinel_error_replies_total", 4.0),
+    ] {
+        assert_eq!(count(name, &[]), wanted, "{name}");
+    }
+    assert_eq!(count("kvorum_sentinel_client_connections_refused_total", &[("reason", "maxclients")]), 1.0);
+    assert_eq!(count("kvorum_sentinel_errors_total", &[("code", "ERR")]), 4.0);
+    // Those of the client, PSUBSCRIBE, and at least one that filled the buffer.
+    ensure!(count("kvorum_sentinel_commands_processed_total", &[]) >= 7.0);
+    ensure!(count("kvorum_sentinel_events_total", &[]) >= 2.0, "a handover has two events at least");
+    let number: f64 = sentinel.rsplit_once(':').context("a port")?.1.parse()?;
+    assert_eq!(after.value("kvorum_sentinel_port", &[]), number);
+    // The data port counts its own: not one of these.
+    assert_eq!(after.value("kvorum_connected_clients", &[("shard", "0")]), 1.0);
+    Ok(())
+}
+
 /// What the metrics, INFO and `kvorum cluster status` say of each replica must be the same thing.
 async fn all_agree(cluster: &Cluster) -> Result<()> {
     let status = cluster.status()?;

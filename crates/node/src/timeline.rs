@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::broadcast;
 use tracing::info;
@@ -52,6 +52,8 @@ pub(crate) struct Timeline {
     /// Since when each shard has the leader that was told of last, by the environment's clock.
     led_since: Mutex<BTreeMap<u16, Duration>>,
     feed: broadcast::Sender<Arc<TimelineEvent>>,
+    /// How many events went into the feed.
+    told: AtomicU64,
 }
 
 impl Default for Timeline {
@@ -60,6 +62,7 @@ impl Default for Timeline {
             kept: Mutex::default(),
             led_since: Mutex::default(),
             feed: broadcast::Sender::new(FEED_LENGTH),
+            told: AtomicU64::new(0),
         }
     }
 }
@@ -80,6 +83,11 @@ impl Timeline {
             kept.pop_front();
         }
         kept.push_back(Arc::clone(&event));
+        self.publish(event);
+    }
+
+    fn publish(&self, event: Arc<TimelineEvent>) {
+        self.told.fetch_add(1, Ordering::Relaxed);
         // Without listeners there is nobody to tell.
         let _ = self.feed.send(event);
     }
@@ -153,6 +161,11 @@ impl Node {
     /// Events of the failover timeline as they happen.
     pub fn timeline_feed(&self) -> broadcast::Receiver<Arc<TimelineEvent>> {
         self.0.timeline.feed.subscribe()
+    }
+
+    /// How many events [`timeline_feed`](Node::timeline_feed) has carried since the start.
+    pub fn events_told(&self) -> u64 {
+        self.0.timeline.told.load(Ordering::Relaxed)
     }
 
     /// This server answers Sentinel's commands at this port, and tells the others; 0 for nowhere.

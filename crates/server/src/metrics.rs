@@ -59,12 +59,12 @@ const SETNX: &str = "setnx";
 
 /// Collects metrics into Prometheus's families, in the order of their names.
 #[derive(Default)]
-pub(crate) struct Exposition(BTreeMap<&'static str, MetricFamily>);
+pub(crate) struct Exposition(BTreeMap<String, MetricFamily>);
 
 impl Exposition {
     fn add(
         &mut self,
-        (name, help, kind): (&'static str, &'static str, MetricType),
+        (name, help, kind): (&str, &str, MetricType),
         labels: &[(&'static str, &str)],
         fill: impl FnOnce(&mut Metric),
     ) {
@@ -76,7 +76,7 @@ impl Exposition {
         });
         let mut metric = Metric::from_label(pairs.collect());
         fill(&mut metric);
-        let family = self.0.entry(name).or_insert_with(|| {
+        let family = self.0.entry(name.to_owned()).or_insert_with(|| {
             let mut family = MetricFamily::default();
             family.set_name(name.to_owned());
             family.set_help(help.to_owned());
@@ -101,19 +101,11 @@ impl Metrics for Exposition {
         labels: &[(&'static str, &str)],
         value: f64,
     ) {
-        self.add((name, help, MetricType::COUNTER), labels, |metric| {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        });
+        self.add((name, help, MetricType::COUNTER), labels, |metric| set_counter(metric, value));
     }
 
     fn gauge(&mut self, name: &'static str, help: &'static str, labels: &[(&'static str, &str)], value: f64) {
-        self.add((name, help, MetricType::GAUGE), labels, |metric| {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        });
+        self.add((name, help, MetricType::GAUGE), labels, |metric| set_gauge(metric, value));
     }
 
     fn histogram(
@@ -139,37 +131,31 @@ impl Metrics for Exposition {
     }
 }
 
-/// The figures of a port and of the keyspace behind it.
-pub(crate) fn port(shard: &str, port: &Port, keyspace: &KeyspaceFacts, out: &mut dyn Metrics) {
+fn set_counter(metric: &mut Metric, value: f64) {
+    let mut counter = Counter::default();
+    counter.set_value(value);
+    metric.set_counter(counter);
+}
+
+fn set_gauge(metric: &mut Metric, value: f64) {
+    let mut gauge = Gauge::default();
+    gauge.set_value(value);
+    metric.set_gauge(gauge);
+}
+
+/// The figures of a data port and of the keyspace behind it.
+pub(crate) fn port(shard: &str, port: &Port, keyspace: &KeyspaceFacts, out: &mut Exposition) {
     let labels = [("shard", shard)];
     let stats = &port.stats;
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
     let counts = stats.since_reset(keyspace.counts);
-    let most = port.settings.maxclients.load(Ordering::Relaxed);
-    let gauges: [(&'static str, &'static str, f64); 5] = [
-        ("kvorum_connected_clients", "Client connections.", port.clients.len() as f64),
-        ("kvorum_max_clients", "Most client connections at a time.", most as f64),
+    clients(str::to_owned, &labels, port, out);
+    let gauges: [(&'static str, &'static str, f64); 2] = [
         ("kvorum_slowlog_entries", "Entries of the slow log.", port.slowlog.len() as f64),
         ("kvorum_memory_used_bytes", "Bytes that the data count for.", keyspace.used_bytes as f64),
-        ("kvorum_port", "Number of the client port.", f64::from(port.number)),
     ];
     gauges.into_iter().for_each(|(name, help, value)| out.gauge(name, help, &labels, value));
-    let counters: [(&'static str, &'static str, f64); 16] = [
-        (
-            "kvorum_client_connections_opened_total",
-            "Client connections accepted.",
-            get(&stats.connections_received),
-        ),
-        (
-            "kvorum_client_connections_closed_total",
-            "Client connections ended.",
-            get(&stats.connections_closed),
-        ),
-        ("kvorum_commands_processed_total", "Commands run.", get(&stats.commands_processed)),
-        ("kvorum_net_input_bytes_total", "Bytes read from clients.", get(&stats.input_bytes)),
-        ("kvorum_net_output_bytes_total", "Bytes written to clients.", get(&stats.output_bytes)),
-        ("kvorum_net_reads_total", "Reads from sockets of clients.", get(&stats.reads)),
-        ("kvorum_net_writes_total", "Writes to sockets of clients.", get(&stats.writes)),
+    let counters: [(&'static str, &'static str, f64); 6] = [
         (
             "kvorum_unknown_outcomes_total",
             "Commands answered UNKNOWN: nobody knows whether they ran.",
@@ -180,31 +166,12 @@ pub(crate) fn port(shard: &str, port: &Port, keyspace: &KeyspaceFacts, out: &mut
             "Times that a client was held for want of a leader.",
             get(&stats.holds),
         ),
-        (
-            "kvorum_query_buffer_limit_disconnections_total",
-            "Clients disconnected because they sent more than a request may be.",
-            get(&stats.query_limit_disconnections),
-        ),
-        (
-            "kvorum_output_buffer_limit_disconnections_total",
-            "Clients disconnected because too much waited for them.",
-            get(&stats.output_limit_disconnections),
-        ),
         ("kvorum_keyspace_hits_total", "Reads that found their key.", counts.hits as f64),
         ("kvorum_keyspace_misses_total", "Reads that did not find their key.", counts.misses as f64),
         ("kvorum_expired_keys_total", "Keys removed because their time had come.", counts.expired as f64),
         ("kvorum_evicted_keys_total", "Keys removed for want of memory: none ever.", 0.0),
-        ("kvorum_error_replies_total", "Error replies.", get(&stats.error_replies)),
     ];
     counters.into_iter().for_each(|(name, help, value)| out.counter(name, help, &labels, value));
-    for (refusal, count) in port.limits.refused() {
-        out.counter(
-            "kvorum_client_connections_refused_total",
-            "Client connections turned away.",
-            &[("shard", shard), ("reason", refusal.word())],
-            count as f64,
-        );
-    }
     commands(shard, stats, out);
     for (db, (keys, expiring)) in keyspace.databases.iter().enumerate() {
         if db > 0 && *keys == 0 {
@@ -263,14 +230,85 @@ fn commands(shard: &str, stats: &PortStats, out: &mut dyn Metrics) {
     let labels = [("shard", shard)];
     out.counter("kvorum_gets_total", "Calls of GET and its kind.", &labels, gets as f64);
     out.counter("kvorum_sets_total", "Calls of SET and its kind.", &labels, sets as f64);
-    let mut errors: BTreeMap<&str, u64> = BTreeMap::default();
-    for (code, count) in stats.errors() {
-        let known = ERROR_CODES.iter().find(|known| **known == code).copied();
-        *errors.entry(known.unwrap_or("other")).or_default() += count;
+}
+
+/// The figures of the Sentinel port, and how many events were told there.
+pub(crate) fn sentinel(port: &Port, events: u64, out: &mut Exposition) {
+    clients(|name| name.replacen("kvorum_", "kvorum_sentinel_", 1), &[], port, out);
+    let subscribers = port.clients.all().iter().filter(|client| client.profile().is_subscriber()).count();
+    out.gauge(
+        "kvorum_sentinel_subscribers",
+        "Clients of the Sentinel port that are told of events.",
+        &[],
+        subscribers as f64,
+    );
+    out.counter(
+        "kvorum_sentinel_events_total",
+        "Events of which subscribers of the Sentinel port were told, if there were any.",
+        &[],
+        events as f64,
+    );
+}
+
+/// What every port counts of its clients. `named` makes the metric's name from the one that a data port has.
+fn clients(
+    named: impl Fn(&str) -> String,
+    labels: &[(&'static str, &str)],
+    port: &Port,
+    out: &mut Exposition,
+) {
+    let stats = &port.stats;
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let most = port.settings.maxclients.load(Ordering::Relaxed);
+    for (name, help, value) in [
+        ("kvorum_connected_clients", "Client connections.", port.clients.len() as f64),
+        ("kvorum_max_clients", "Most client connections at a time.", most as f64),
+        ("kvorum_port", "Number of the client port.", f64::from(port.number)),
+    ] {
+        out.add((&named(name), help, MetricType::GAUGE), labels, |metric| set_gauge(metric, value));
     }
-    for (code, count) in errors {
-        let labels = [("shard", shard), ("code", code)];
-        out.counter("kvorum_errors_total", "Error replies by their codes.", &labels, count as f64);
+    let mut count = |name: &str, help, labels: &[(&'static str, &str)], value| {
+        out.add((&named(name), help, MetricType::COUNTER), labels, |metric| set_counter(metric, value));
+    };
+    for (name, help, counter) in [
+        (
+            "kvorum_client_connections_opened_total",
+            "Client connections accepted.",
+            &stats.connections_received,
+        ),
+        ("kvorum_client_connections_closed_total", "Client connections ended.", &stats.connections_closed),
+        ("kvorum_commands_processed_total", "Commands run.", &stats.commands_processed),
+        ("kvorum_net_input_bytes_total", "Bytes read from clients.", &stats.input_bytes),
+        ("kvorum_net_output_bytes_total", "Bytes written to clients.", &stats.output_bytes),
+        ("kvorum_net_reads_total", "Reads from sockets of clients.", &stats.reads),
+        ("kvorum_net_writes_total", "Writes to sockets of clients.", &stats.writes),
+        (
+            "kvorum_query_buffer_limit_disconnections_total",
+            "Clients disconnected because they sent more than a request may be.",
+            &stats.query_limit_disconnections,
+        ),
+        (
+            "kvorum_output_buffer_limit_disconnections_total",
+            "Clients disconnected because too much waited for them.",
+            &stats.output_limit_disconnections,
+        ),
+        ("kvorum_error_replies_total", "Error replies.", &stats.error_replies),
+    ] {
+        count(name, help, labels, get(counter));
+    }
+    for (refusal, refused) in port.limits.refused() {
+        let labels = [labels, &[("reason", refusal.word())]].concat();
+        let name = "kvorum_client_connections_refused_total";
+        count(name, "Client connections turned away.", &labels, refused as f64);
+    }
+    let mut errors: BTreeMap<&str, u64> = BTreeMap::default();
+    for (code, replies) in stats.errors() {
+        let known = ERROR_CODES.iter().find(|known| **known == code).copied();
+        *errors.entry(known.unwrap_or("other")).or_default() += replies;
+    }
+    for (code, replies) in errors {
+        let labels = [labels, &[("code", code)]].concat();
+        count("kvorum_errors_total", "Error replies by their codes.", &labels, replies as f64);
     }
 }
 

@@ -149,17 +149,21 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let settings = Arc::new(settings(&config, node.config()));
     let open = Arc::new(RwLock::default());
+    let sentinel = open_sentinel(&node, &config, &settings)?;
     let http = match config.http {
         Some(address) => {
             let listener =
                 TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
             info!(%address, "serving HTTP");
-            let subject = Figures { node: node.clone(), open: Arc::clone(&open) };
+            let subject = Figures {
+                node: node.clone(),
+                open: Arc::clone(&open),
+                sentinel: sentinel.as_ref().map(SentinelPort::shared),
+            };
             Some(AbortOnDrop(tokio::spawn(http::serve(listener, Arc::new(subject)))))
         }
         None => None,
     };
-    let sentinel = open_sentinel(&node, &config, &settings)?;
     let mut ports = Ports { node: node.clone(), config, settings, open: BTreeMap::new(), shown: open };
     let mut shards = node.shards();
     let mut views = node.views();
@@ -219,6 +223,7 @@ fn open_sentinel(
 struct Figures {
     node: Node,
     open: Shown,
+    sentinel: Option<Arc<sentinel::Shared>>,
 }
 
 /// The open ports, for those who look at them.
@@ -239,6 +244,9 @@ impl http::Subject for Figures {
         for (id, shared) in open {
             let keyspace = shared.engine().map(|engine| engine.keyspace()).unwrap_or_default();
             metrics::port(&id.0.to_string(), &shared.port, &keyspace, &mut out);
+        }
+        if let Some(sentinel) = &self.sentinel {
+            metrics::sentinel(&sentinel.port, self.node.events_told(), &mut out);
         }
         self.node.metrics(&mut out);
         metrics::process(&mut out);

@@ -5,6 +5,7 @@ use super::session::{Session, Step, Surroundings};
 use crate::clients::Client;
 use crate::port::Port;
 use crate::resp::RespSink;
+use crate::stats::count_error;
 use futures::future::BoxFuture;
 use kvorum_cluster::ReplicaId;
 use kvorum_node::{HandoverError, Node, TimelineEvent};
@@ -32,8 +33,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the connections of the port share.
-pub(super) struct Shared {
-    pub(super) port: Port,
+pub(crate) struct Shared {
+    pub(crate) port: Port,
     pub(super) node: Node,
     pub(super) tunables: Tunables,
     pub(super) draining: AtomicBool,
@@ -146,6 +147,7 @@ impl Connection {
                         Outcome::Handover(handover) => self.session.failed_over(handover, &mut self.out),
                         Outcome::Withdrawn => self.session.shutdown_withdrawn(&mut self.out),
                     }
+                    self.count_errors();
                     self.step = Step::Again;
                 }
                 _ = look.tick(), if unsent > 0 => {}
@@ -192,12 +194,10 @@ impl Connection {
             tunables: &shared.tunables,
             scene: &|| Scene::of(&shared.node),
         };
-        let before = self.out.replies();
         self.step = self.session.turn(&around, &mut self.out);
-        let stats = &shared.port.stats;
-        stats.commands_processed.fetch_add((self.out.replies() - before) as u64, Ordering::Relaxed);
-        stats.error_replies.fetch_add(self.out.errors().count() as u64, Ordering::Relaxed);
-        self.out.reset_counts();
+        let commands = self.session.take_commands();
+        shared.port.stats.commands_processed.fetch_add(commands, Ordering::Relaxed);
+        self.count_errors();
         if self.session.is_subscriber() {
             self.feed = Some(feed);
         }
@@ -217,6 +217,12 @@ impl Connection {
             }
             Step::Read | Step::Again | Step::Close => {}
         }
+    }
+
+    /// Counts the errors that were written since the last time.
+    fn count_errors(&mut self) {
+        self.out.errors().for_each(|(_, text)| count_error(&self.shared.port.stats, text));
+        self.out.reset_counts();
     }
 
     /// Writes as much as the client takes.

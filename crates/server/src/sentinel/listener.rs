@@ -14,6 +14,7 @@ use tracing::error;
 
 /// An open Sentinel port.
 pub(crate) struct SentinelPort {
+    shared: Arc<Shared>,
     /// Dropping it closes the port.
     stop: watch::Sender<()>,
     task: JoinHandle<()>,
@@ -24,14 +25,20 @@ pub(crate) fn open(listener: TcpListener, port: Port, node: Node) -> SentinelPor
     let shared =
         Arc::new(Shared { port, node, tunables: Tunables::default(), draining: AtomicBool::new(false) });
     let (stop, stopped) = watch::channel(());
+    let own = Arc::clone(&shared);
     let listening = async move {
-        let serve = |stream, client| connection::serve(Arc::clone(&shared), stream, client);
-        accept_until((listener, stopped), &shared.port, &shared.draining, serve, |_| ()).await;
+        let serve = |stream, client| connection::serve(Arc::clone(&own), stream, client);
+        accept_until((listener, stopped), &own.port, &own.draining, serve, |_| ()).await;
     };
-    SentinelPort { stop, task: tokio::spawn(listening) }
+    SentinelPort { shared, stop, task: tokio::spawn(listening) }
 }
 
 impl SentinelPort {
+    /// What its connections share, for those who look at the port.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     /// Takes no more clients and waits for those that are there.
     pub(crate) async fn close(self) {
         drop(self.stop);

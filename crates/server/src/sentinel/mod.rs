@@ -19,4 +19,5 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use connection::Shared;
 pub(crate) use listener::{SentinelPort, open};

@@ -66,6 +66,8 @@ pub(super) struct Session {
     channels: BTreeSet<Vec<u8>>,
     patterns: BTreeSet<Vec<u8>>,
     finished: bool,
+    /// Commands run since they were asked for.
+    commands: u64,
 }
 
 impl Session {
@@ -78,6 +80,7 @@ impl Session {
             channels: BTreeSet::new(),
             patterns: BTreeSet::new(),
             finished: false,
+            commands: 0,
         }
     }
 
@@ -94,6 +97,11 @@ impl Session {
     /// Whether it is to be told of events.
     pub(super) fn is_subscriber(&self) -> bool {
         self.subscriptions() > 0
+    }
+
+    /// How many commands it ran since this was asked last.
+    pub(super) fn take_commands(&mut self) -> u64 {
+        std::mem::take(&mut self.commands)
     }
 
     fn subscriptions(&self) -> usize {
@@ -170,6 +178,7 @@ impl Session {
                 command.name
             )));
         }
+        self.commands += 1;
         match command.name {
             "ping" if silenced => {
                 if args.len() > 2 {
