@@ -618,6 +618,37 @@ async fn clients_of_data_ports_hand_the_lead_over() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_port_may_be_announced() -> Result<()> {
+    let settings = vec!["sentinel-announce-port = 36379".to_owned()];
+    let mut cluster = Cluster::start(Shape { settings, ..Shape::standalone(3, "quorum-memory") }).await?;
+    agree(&mut cluster, "mymaster", 0).await?;
+    for number in cluster.numbers() {
+        let sentinel = cluster.sentinel_addr(number);
+        let others = ask(&sentinel, "SENTINEL SENTINELS mymaster").await?;
+        for other in others.items().unwrap_or_default() {
+            let fields = fields(other);
+            let address: Vec<&str> = fields[1..3].iter().map(|(_, value)| value.as_str()).collect();
+            assert_eq!(address, ["127.0.0.1", "36379"], "of server {number}: {fields:?}");
+        }
+        let shown = fields(&ask(&sentinel, "SENTINEL CONFIG GET announce-port").await?);
+        assert_eq!(shown, [("announce-port".to_owned(), "36379".to_owned())]);
+        let events =
+            http::get(&format!("127.0.0.1:{}", cluster.base_port(number) + 99), "/events").await?.body;
+        let events: Vec<serde_json::Value> = serde_json::from_str(&events)?;
+        let met: Vec<&str> = events
+            .iter()
+            .filter(|event| event["event"] == "+sentinel")
+            .filter_map(|event| event["payload"].as_str())
+            .collect();
+        ensure!(
+            !met.is_empty() && met.iter().all(|payload| payload.contains(" 127.0.0.1 36379 @ ")),
+            "{met:?}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_protected_from_its_clients() -> Result<()> {
     let settings = ["requirepass = \"secret\"", "sentinel-master-name = \"cache\""];
     let shape =

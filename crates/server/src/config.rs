@@ -79,6 +79,9 @@ settings! {
     http_bind: HttpBind = HttpBind::default(),
     /// Port for clients of Redis Sentinel, on every server; 0 for none [default: 26379, unless another program has it]
     sentinel_port: SentinelPort = SentinelPort::default(),
+    /// Port under which clients of Redis Sentinel reach this server, where that is not sentinel-port; 0 for sentinel-port
+    /// [default: 0]
+    sentinel_announce_port: u16 = 0,
     /// What clients of Redis Sentinel call the shard, in a cluster of one shard; the same on every server [default: mymaster]
     sentinel_master_name: String = "mymaster".to_owned(),
     /// Directory of the data; in the file relative to the file's folder, which is also the default
@@ -405,6 +408,11 @@ impl Config {
         (port > 0).then(|| SocketAddr::new(self.bind, port))
     }
 
+    /// Port under which clients of Redis Sentinel reach this server, if it is another one than they find here.
+    pub(crate) fn announced_sentinel_port(&self) -> Option<u16> {
+        (self.sentinel_announce_port > 0).then_some(self.sentinel_announce_port)
+    }
+
     /// Checks every setting for itself and against the others.
     fn checked(self) -> Result<Config, ConfigError> {
         let refuse = |key: &str, why: String| Err(ConfigError(format!("{key}: {why}")));
@@ -434,6 +442,12 @@ impl Config {
                     format!("{port} is one of the ports for clients, peers and HTTP"),
                 );
             }
+        }
+        if self.sentinel().is_none() && self.sentinel_announce_port > 0 {
+            return refuse(
+                "sentinel-announce-port",
+                "sentinel-port is 0, so there is nothing to announce".to_owned(),
+            );
         }
         let name = &self.sentinel_master_name;
         let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
@@ -692,6 +706,12 @@ mod tests {
         assert_eq!((config.announced_port(), config.peer_host()), (17100, "inner"));
         assert_eq!(config.peer_addresses.0["inner-2:7198"], "127.0.0.1:9000");
         assert_eq!(config.peer_addresses, "inner-2:7198 = 127.0.0.1:9000,".parse().unwrap());
+        assert_eq!(config.announced_sentinel_port(), None);
+        let mapped = in_file("sentinel-announce-port = 36379").unwrap();
+        assert_eq!(
+            (mapped.announced_sentinel_port(), mapped.sentinel().unwrap().port()),
+            (Some(36_379), 26_379)
+        );
         for (wrong, why) in [
             ("peer-host = \"0.0.0.0\"", "peer-host: 0.0.0.0 means"),
             ("announce-port = 65500", "announce-port: 65500 is not in"),
@@ -753,6 +773,7 @@ mod tests {
             ("base-port = 65437", "base-port: 65437 is not in"),
             ("sentinel-port = 7100", "sentinel-port: 7100 is one of the ports for clients, peers and HTTP"),
             ("sentinel-port = 7199", "sentinel-port: 7199 is one of the ports"),
+            ("sentinel-port = 0\nsentinel-announce-port = 1", "sentinel-announce-port: sentinel-port is 0"),
             ("sentinel-master-name = \"shard-0\"", "sentinel-master-name: \"shard-0\" is not up to 64"),
             ("sentinel-master-name = \"a b\"", "sentinel-master-name: \"a b\" is not up to 64"),
             ("heartbeat-ms = 9", "heartbeat-ms: 9 is not in 10..=10000"),

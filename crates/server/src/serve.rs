@@ -73,6 +73,8 @@ pub struct ServeConfig {
 pub struct SentinelConfig {
     /// The address to listen on.
     pub address: SocketAddr,
+    /// The port that is told to clients and servers, where that is another one.
+    pub announced: Option<u16>,
     /// Whether to go on without when it is taken: it is the usual port, and nobody asked for it.
     pub optional: bool,
 }
@@ -202,7 +204,7 @@ fn open_sentinel(
     config: &ServeConfig,
     settings: &Arc<Settings>,
 ) -> Result<Option<SentinelPort>, ServeError> {
-    let Some(SentinelConfig { address, optional }) = config.sentinel else { return Ok(None) };
+    let Some(SentinelConfig { address, announced, optional }) = config.sentinel else { return Ok(None) };
     let listener = match listener::open(address) {
         Ok(listener) => listener,
         Err(source) if optional && source.kind() == io::ErrorKind::AddrInUse => {
@@ -214,9 +216,9 @@ fn open_sentinel(
     let peer_port = node.config().base_port + PEER_PORT_OFFSET;
     let id = node.server().server_hex;
     let port = Port::new(address.port(), peer_port, id, Arc::clone(settings), config.control.clone());
-    node.announce_sentinel(address.port());
+    node.announce_sentinel(announced.unwrap_or(address.port()));
     info!(%address, "serving clients of Sentinel");
-    Ok(Some(sentinel::open(listener, port, node.clone())))
+    Ok(Some(sentinel::open(listener, port, announced, node.clone())))
 }
 
 /// What the HTTP port tells.

@@ -149,9 +149,11 @@ fn serve_config(config: &Config) -> ServeConfig {
     ServeConfig {
         bind: config.bind,
         http: config.http(),
-        sentinel: config
-            .sentinel()
-            .map(|address| SentinelConfig { address, optional: config.sentinel_port.0.is_none() }),
+        sentinel: config.sentinel().map(|address| SentinelConfig {
+            address,
+            announced: config.announced_sentinel_port(),
+            optional: config.sentinel_port.0.is_none(),
+        }),
         debug_command: match config.enable_debug_command {
             config::DebugCommand::No => DebugCommand::No,
             config::DebugCommand::Local => DebugCommand::Local,

@@ -35,6 +35,8 @@ const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 /// What the connections of the port share.
 pub(crate) struct Shared {
     pub(crate) port: Port,
+    /// The port's number as clients know it, if it is another one.
+    pub(super) announced: Option<u16>,
     pub(super) node: Node,
     pub(super) tunables: Tunables,
     pub(super) draining: AtomicBool,
@@ -191,6 +193,7 @@ impl Connection {
         let around = Surroundings {
             port: &shared.port,
             id: &id,
+            announced_port: shared.announced,
             tunables: &shared.tunables,
             scene: &|| Scene::of(&shared.node),
         };

@@ -20,10 +20,15 @@ pub(crate) struct SentinelPort {
     task: JoinHandle<()>,
 }
 
-/// Serves clients of this listener.
-pub(crate) fn open(listener: TcpListener, port: Port, node: Node) -> SentinelPort {
-    let shared =
-        Arc::new(Shared { port, node, tunables: Tunables::default(), draining: AtomicBool::new(false) });
+/// Serves clients of this listener, who know it under the number `announced` if that is another one.
+pub(crate) fn open(listener: TcpListener, port: Port, announced: Option<u16>, node: Node) -> SentinelPort {
+    let shared = Arc::new(Shared {
+        port,
+        announced,
+        node,
+        tunables: Tunables::default(),
+        draining: AtomicBool::new(false),
+    });
     let (stop, stopped) = watch::channel(());
     let own = Arc::clone(&shared);
     let listening = async move {

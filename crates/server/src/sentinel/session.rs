@@ -35,6 +35,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) port: &'a Port,
     /// The 40 hex digits of this server.
     pub(super) id: &'a str,
+    /// The port as clients know it, if it is another one.
+    pub(super) announced_port: Option<u16>,
     pub(super) tunables: &'a Tunables,
     /// What the server knows now; `None` while it belongs to no cluster.
     pub(super) scene: &'a dyn Fn() -> Option<Scene>,
@@ -403,7 +405,7 @@ impl Session {
                     masters.filter(|master| glob::matches(args[2], master.name().as_bytes(), true));
                 out.count(matching.count());
             }
-            "config" => config(args, out)?,
+            "config" => config(args, around.announced_port, out)?,
             // There is no file of a Sentinel's own.
             "flushconfig" => out.ok(),
             "info-cache" => info_cache(args, scene, out),
@@ -556,21 +558,24 @@ fn set(args: Args<'_>, master: Master<'_>, tunables: &Tunables, out: &mut RespSi
 }
 
 /// What SENTINEL CONFIG shows. Addresses are what the servers announce, names where they announce names.
-const CONFIG: [(&str, &str); 6] = [
-    ("resolve-hostnames", "no"),
-    ("announce-hostnames", "no"),
-    ("announce-ip", ""),
-    ("announce-port", "0"),
-    ("sentinel-user", ""),
-    ("sentinel-pass", ""),
-];
+fn configuration(announced_port: Option<u16>) -> [(&'static str, String); 6] {
+    [
+        ("resolve-hostnames", "no".to_owned()),
+        ("announce-hostnames", "no".to_owned()),
+        ("announce-ip", String::new()),
+        ("announce-port", announced_port.unwrap_or(0).to_string()),
+        ("sentinel-user", String::new()),
+        ("sentinel-pass", String::new()),
+    ]
+}
 
 /// SENTINEL CONFIG GET pattern | SET name value
-fn config(args: Args<'_>, out: &mut RespSink) -> Outcome {
+fn config(args: Args<'_>, announced_port: Option<u16>, out: &mut RespSink) -> Outcome {
+    let rows = configuration(announced_port);
     match args {
         [_, _, get, pattern] if get.eq_ignore_ascii_case(b"get") => {
             let shown: Vec<_> =
-                CONFIG.iter().filter(|(name, _)| glob::matches(pattern, name.as_bytes(), true)).collect();
+                rows.iter().filter(|(name, _)| glob::matches(pattern, name.as_bytes(), true)).collect();
             out.map(shown.len());
             for (name, value) in shown {
                 out.bulk(name.as_bytes());
@@ -579,7 +584,7 @@ fn config(args: Args<'_>, out: &mut RespSink) -> Outcome {
             Ok(())
         }
         [_, _, set, name, value] if set.eq_ignore_ascii_case(b"set") => {
-            let row = CONFIG.iter().find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name));
+            let row = rows.iter().find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name));
             let Some((known, current)) = row else {
                 return Err(Error::quoting("ERR Invalid argument '", name, "' to SENTINEL CONFIG SET"));
             };
@@ -591,7 +596,7 @@ fn config(args: Args<'_>, out: &mut RespSink) -> Outcome {
             }
             if !value.eq_ignore_ascii_case(current.as_bytes()) {
                 return Err(Error::owned(format!(
-                    "ERR '{known}' cannot be changed: what is announced follows from the servers' announce-host and sentinel-port"
+                    "ERR '{known}' cannot be changed: what is announced follows from the servers' announce-host and sentinel-announce-port"
                 )));
             }
             out.ok();

@@ -18,6 +18,7 @@ struct Conversation {
     session: Session,
     scene: Option<Scene>,
     tunables: Tunables,
+    announced_port: Option<u16>,
     last: Step,
 }
 
@@ -42,7 +43,14 @@ impl Conversation {
         let client =
             port.clients.enter("127.0.0.1:50000".parse().unwrap(), "127.0.0.1:26379".parse().unwrap(), 8);
         let session = Session::new(client, &port);
-        Conversation { port, session, scene: Some(scene), tunables: Tunables::default(), last: Step::Read }
+        Conversation {
+            port,
+            session,
+            scene: Some(scene),
+            tunables: Tunables::default(),
+            announced_port: None,
+            last: Step::Read,
+        }
     }
 
     /// Three servers that look like one Redis; server 1, whose Sentinel this is, leads.
@@ -75,6 +83,7 @@ impl Conversation {
         let around = Surroundings {
             port: &self.port,
             id: &"1".repeat(40),
+            announced_port: self.announced_port,
             tunables: &self.tunables,
             scene: &|| scene.clone(),
         };
@@ -318,6 +327,10 @@ fn small_commands() {
     );
     client.expect("SENTINEL CONFIG GET announce-ip", "*2\r\n$11\r\nannounce-ip\r\n$0\r\n\r\n");
     client.expect("SENTINEL CONFIG SET announce-hostnames no", "+OK\r\n");
+    client.expect("SENTINEL CONFIG GET announce-port", "*2\r\n$13\r\nannounce-port\r\n$1\r\n0\r\n");
+    client.announced_port = Some(36_379);
+    client.expect("SENTINEL CONFIG GET announce-port", "*2\r\n$13\r\nannounce-port\r\n$5\r\n36379\r\n");
+    client.expect("SENTINEL CONFIG SET announce-port 36379", "+OK\r\n");
     assert!(client.say("SENTINEL HELP").starts_with("*49\r\n+SENTINEL <subcommand>"));
     assert!(client.say("SENTINEL DEBUG").starts_with("*26\r\n$11\r\nINFO-PERIOD\r\n"));
     assert!(
