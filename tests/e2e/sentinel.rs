@@ -206,6 +206,34 @@ async fn its_replies_have_the_shape_of_a_real_sentinels() -> Result<()> {
     }
     // Conversations of clients.
     play_on_both(&["tests/handshakes/sentinel"], &ours, &real)?;
+    // What is set is told where it was set, and only there.
+    let other = cluster.sentinel_addr(2);
+    let mut told = Vec::new();
+    let mut elsewhere = Connection::open(&other).await?;
+    elsewhere.call(&["SUBSCRIBE", "+set"]).await?;
+    let port = leader.rsplit_once(':').map_or("", |(_, port)| port);
+    for (addr, port) in [(&ours, port), (&real, &master.port().to_string())] {
+        let mut subscriber = Connection::open(addr).await?;
+        subscriber.call(&["SUBSCRIBE", "+set"]).await?;
+        ask(addr, "SENTINEL SET mymaster Parallel-Syncs 1 auth-pass secret quorum 2 auth-user me quorum x")
+            .await?;
+        let mut payloads = Vec::new();
+        for _ in 0..4 {
+            let message = subscriber.receive().await?;
+            let parts: Vec<String> =
+                message.items().unwrap_or_default().iter().filter_map(Value::text).collect();
+            let [kind, channel, payload] = parts.as_slice() else { bail!("{addr} says {message}") };
+            assert_eq!((kind.as_str(), channel.as_str()), ("message", "+set"));
+            payloads.push(payload.replace(&format!("127.0.0.1 {port} "), "ADDRESS "));
+        }
+        told.push(payloads);
+    }
+    assert_eq!(told[0], told[1]);
+    ensure!(told[0][1].ends_with(" ADDRESS auth-pass ******"), "{told:?}");
+    // The next thing that it hears is an answer.
+    elsewhere.call(&["PING"]).await?.items().context("only what it asked for")?;
+    let timeline = http::get(&format!("127.0.0.1:{}", cluster.base_port(1) + 99), "/events").await?.body;
+    ensure!(!timeline.contains("+set"), "the timeline keeps what clients do: {timeline}");
     assert_eq!(
         ask(&leader, "ROLE").await?.items().and_then(|items| items[0].text()).as_deref(),
         Some("master")

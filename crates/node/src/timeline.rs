@@ -30,7 +30,7 @@ const FIRST_SIGN: Duration = Duration::from_secs(2);
 /// An event of the failover timeline. Its field names are for scripts and stay.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct TimelineEvent {
-    /// Counts the events of this server since its start, from 1.
+    /// Counts the events of this server since its start, from 1; 0 for what is told and not kept.
     pub id: u64,
     /// When this server saw it: milliseconds since the Unix epoch.
     pub at_ms: u64,
@@ -163,6 +163,20 @@ impl Node {
         self.0.timeline.feed.subscribe()
     }
 
+    /// Tells listeners of the feed what a client did, and nobody else. It is not kept: what clients do at will must not push out of the
+    /// timeline what happened to leaders.
+    pub fn tell_listeners(&self, shard: ShardId, master: String, event: &str, payload: String) {
+        self.0.timeline.publish(Arc::new(TimelineEvent {
+            id: 0,
+            at_ms: self.wall_ms(),
+            shard: shard.0,
+            master,
+            event: event.to_owned(),
+            payload,
+            cause: "a client asked for it".to_owned(),
+        }));
+    }
+
     /// How many events [`timeline_feed`](Node::timeline_feed) has carried since the start.
     pub fn events_told(&self) -> u64 {
         self.0.timeline.told.load(Ordering::Relaxed)
@@ -271,6 +285,7 @@ mod tests {
         assert_eq!((first.id, first.payload.as_str()), (6, "6"));
         assert_eq!((last.id, last.payload.as_str(), last.at_ms), (1005, "1005", 7));
         assert_eq!(feed.try_recv().unwrap().payload, "1");
+        assert_eq!(timeline.told.load(Ordering::Relaxed), 1005);
     }
 
     #[test]

@@ -196,6 +196,9 @@ impl Connection {
             announced_port: shared.announced,
             tunables: &shared.tunables,
             scene: &|| Scene::of(&shared.node),
+            publish: &|master, event, payload| {
+                shared.node.tell_listeners(master.shard.id, master.name(), event, payload);
+            },
         };
         self.step = self.session.turn(&around, &mut self.out);
         let commands = self.session.take_commands();

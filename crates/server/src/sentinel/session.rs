@@ -40,6 +40,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) tunables: &'a Tunables,
     /// What the server knows now; `None` while it belongs to no cluster.
     pub(super) scene: &'a dyn Fn() -> Option<Scene>,
+    /// Tells subscribers of this server what a client changed: the master, the event, and its payload.
+    pub(super) publish: &'a dyn Fn(Master<'_>, &str, String),
 }
 
 /// How a connection goes on.
@@ -398,7 +400,19 @@ impl Session {
                     "ERR SENTINEL REMOVE is not supported: {name} is a shard of this cluster and always monitored"
                 )));
             }
-            "set" => set(args, master(args[2])?, tunables, out)?,
+            "set" => {
+                let master = master(args[2])?;
+                let mut changes = Changes::default();
+                let outcome = set(args, master, tunables, &mut changes);
+                // What stands before an option that is refused is set all the same.
+                for (option, value) in changes.0 {
+                    let (host, port) = master.address();
+                    let payload = format!("master {} {host} {port} {option} {value}", master.name());
+                    (around.publish)(master, "+set", payload);
+                }
+                outcome?;
+                out.ok();
+            }
             "reset" => {
                 let masters = scene.into_iter().flat_map(Scene::masters);
                 let matching =
@@ -503,8 +517,22 @@ fn monitor(args: Args<'_>, scene: Option<&Scene>) -> Result<Step, Error> {
     ))
 }
 
+/// Options that SENTINEL SET set, as the client wrote them, with their values. Each is there once, as it was set last: how many events
+/// a request makes must not grow with its length, or it would drown out the subscribers' feed.
+#[derive(Default)]
+struct Changes(Vec<(String, String)>);
+
+impl Changes {
+    fn note(&mut self, option: &[u8], value: &[u8]) {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        self.0.retain(|(known, _)| !known.as_bytes().eq_ignore_ascii_case(option));
+        let value = if option.eq_ignore_ascii_case(b"auth-pass") { "******".to_owned() } else { text(value) };
+        self.0.push((text(option), value));
+    }
+}
+
 /// SENTINEL SET name option value …
-fn set(args: Args<'_>, master: Master<'_>, tunables: &Tunables, out: &mut RespSink) -> Outcome {
+fn set(args: Args<'_>, master: Master<'_>, tunables: &Tunables, changes: &mut Changes) -> Outcome {
     let shard = master.shard.id;
     let mut options = &args[3..];
     while let [option, rest @ ..] = options {
@@ -551,9 +579,9 @@ fn set(args: Args<'_>, master: Master<'_>, tunables: &Tunables, out: &mut RespSi
             b"auth-pass" | b"auth-user" => {}
             _ => return Err(unknown()),
         }
+        changes.note(option, value);
         options = more;
     }
-    out.ok();
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use crate::resp::RespSink;
 use crate::testing::{Scripted, port};
 use kvorum_cluster::{MasterNames, Mode, ReplicaId, SentinelId, ServerId, ShardId, View};
 use kvorum_node::{HandoverError, Peer, TimelineEvent};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,8 @@ struct Conversation {
     scene: Option<Scene>,
     tunables: Tunables,
     announced_port: Option<u16>,
+    /// What subscribers of the server were told.
+    told: RefCell<Vec<String>>,
     last: Step,
 }
 
@@ -49,6 +52,7 @@ impl Conversation {
             scene: Some(scene),
             tunables: Tunables::default(),
             announced_port: None,
+            told: RefCell::default(),
             last: Step::Read,
         }
     }
@@ -86,6 +90,7 @@ impl Conversation {
             announced_port: self.announced_port,
             tunables: &self.tunables,
             scene: &|| scene.clone(),
+            publish: &|_, event, payload| self.told.borrow_mut().push(format!("{event} {payload}")),
         };
         let mut out = RespSink::default();
         self.last = Step::Again;
@@ -394,6 +399,29 @@ fn what_is_set_is_remembered_and_shown() {
         "SENTINEL SET mymaster quorum 1",
         "ERR the quorum is the majority of the servers, 2, and cannot be changed",
     )]);
+}
+
+#[test]
+fn what_is_set_is_told() {
+    let mut client = Conversation::one_shard();
+    client.expect("SENTINEL SET mymaster Failover-Timeout 60000 auth-pass secret quorum 2", "+OK\r\n");
+    client.expect(
+        "SENTINEL SET mymaster auth-user me quorum x parallel-syncs 3",
+        "-ERR Invalid argument 'x' for SENTINEL SET 'quorum'\r\n",
+    );
+    client.expect_errors(&[("SENTINEL SET nosuch quorum 2", "ERR No such master with that name")]);
+    let told = |client: &Conversation| client.told.borrow_mut().split_off(0);
+    let head = "+set master mymaster 10.0.0.1 7000";
+    assert_eq!(
+        told(&client),
+        ["Failover-Timeout 60000", "auth-pass ******", "quorum 2", "auth-user me"]
+            .map(|set| format!("{head} {set}"))
+    );
+    // Few events, however long the request.
+    let many: String = (1..=500).map(|n| format!(" parallel-syncs {n} PARALLEL-SYNCS 1")).collect();
+    client.expect(&format!("SENTINEL SET mymaster{many}"), "+OK\r\n");
+    assert_eq!(told(&client), [format!("{head} PARALLEL-SYNCS 1")]);
+    assert!(client.words("SENTINEL MASTER mymaster").ends_with("parallel-syncs 1"));
 }
 
 #[test]
