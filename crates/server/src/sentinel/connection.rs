@@ -137,6 +137,7 @@ impl Connection {
                 event = next_event(&mut self.feed) => match event {
                     Ok(event) => self.session.on_event(&event, &mut self.out),
                     Err(RecvError::Lagged(missed)) => {
+                        shared.port.stats.output_limit_disconnections.fetch_add(1, Ordering::Relaxed);
                         warn!(client = %client.describe(Instant::now()), missed, "a client did not take its events and is disconnected");
                         return Ok(());
                     }
