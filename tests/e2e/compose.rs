@@ -10,7 +10,7 @@ use kvorum_testkit::compose::Compose;
 use kvorum_testkit::map::wait;
 use kvorum_testkit::random::Random;
 use kvorum_testkit::trial::{Promises, cut_off, harm};
-use kvorum_testkit::{Fault, Nemesis, binary, image};
+use kvorum_testkit::{Connection, Fault, Nemesis, Value, binary, image};
 
 /// With the default settings: a hold of five seconds.
 const PROMISES: Promises = Promises {
@@ -41,6 +41,7 @@ async fn up_serve_survive_down() -> Result<()> {
     })
     .await?;
     the_image_is_lean(&compose)?;
+    sentinels().await?;
     redis_py()?;
 
     // A second `up` finds everything as it is.
@@ -75,6 +76,38 @@ async fn up_serve_survive_down() -> Result<()> {
     let left = volumes()?;
     ensure!(!left.contains(&project), "left behind: {left}");
     Ok(())
+}
+
+/// From outside of the containers, every server is a Sentinel that names the others, and masters that can be reached.
+async fn sentinels() -> Result<()> {
+    const PORTS: [&str; 3] = ["26379", "26380", "26381"];
+    for port in PORTS {
+        wait("a Sentinel names the masters and the other Sentinels", async || {
+            let mut sentinel = Connection::open(&format!("127.0.0.1:{port}")).await?;
+            for shard in 0..3 {
+                let name = format!("shard-{shard}");
+                let told = texts(&sentinel.call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &name]).await?);
+                ensure!(told.len() == 2, "{port} knows no master of {name}: {told:?}");
+                let role = Connection::open(&told.join(":")).await?.call(&["ROLE"]).await?;
+                ensure!(texts(&role).first().is_some_and(|role| role == "master"), "{told:?} is {role}");
+            }
+            let others = sentinel.call(&["SENTINEL", "SENTINELS", "shard-0"]).await?;
+            let others: Vec<Vec<String>> = others.items().unwrap_or_default().iter().map(texts).collect();
+            for other in PORTS.into_iter().filter(|other| *other != port) {
+                let is_named = others
+                    .iter()
+                    .any(|fields| fields[2..6] == ["ip", "127.0.0.1", "port", other].map(str::to_owned));
+                ensure!(is_named, "{port} does not name {other}: {others:?}");
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+fn texts(reply: &Value) -> Vec<String> {
+    reply.items().unwrap_or_default().iter().filter_map(Value::text).collect()
 }
 
 /// No shell, no root, little of anything.
