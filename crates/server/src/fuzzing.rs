@@ -1,10 +1,11 @@
 //! What fuzzers call, and the properties they look for: bytes in, replies out, no sockets.
 //!
-//! Public only with the feature `fuzzing`, for the targets in `fuzz/`; the tests of this crate replay the corpus of both
+//! Public only with the feature `fuzzing`, for the targets in `fuzz/`; the tests of this crate replay the corpus of each
 //! through the same functions. They panic when a property does not hold.
 
 use crate::port::{Place, Replica};
 use crate::resp::{Limits, Protocol, RequestDecoder, RespSink};
+use crate::sentinel::testing as sentinel;
 use crate::session::{Action, Next, Session};
 use crate::testing::{Scripted, port};
 use kvorum_cluster::Mode;
@@ -17,6 +18,9 @@ const MAX_BULK_BYTES: u64 = 512 << 20;
 const SPARE_BYTES: usize = 1024 * 1024;
 /// The requests of one input that are run.
 const MAX_REQUESTS: usize = 200;
+
+/// How much of an input a Sentinel port hears.
+const WATCHED_BYTES: usize = 4096;
 
 /// What came out of some bytes: the requests, and the error that ended them.
 #[derive(PartialEq, Eq, Debug)]
@@ -149,6 +153,40 @@ fn run(command: &Command, args: &[&[u8]], keyspace: &mut Keyspace, db: u16, out:
     }
 }
 
+/// Speaks to the Sentinel port; the first byte chooses mode, password, and how the rest arrives. Returns all replies.
+///
+/// # Panics
+/// When what is said is no RESP, or when it depends on how the bytes were cut: how many replies and events there are, and what others
+/// are told.
+pub fn watch(bytes: &[u8]) -> Vec<u8> {
+    let Some((&choice, bytes)) = bytes.split_first() else { return Vec::new() };
+    // A request of a few bytes may have a reply of a hundred kilobytes.
+    let bytes = &bytes[..bytes.len().min(WATCHED_BYTES)];
+    let mode = if choice & 1 == 1 { Mode::Cluster } else { Mode::Standalone };
+    let say = |size| {
+        let conversation = sentinel::converse(mode, choice & 2 == 2, bytes.chunks(size));
+        let said = &conversation.said;
+        let (mut at, mut replies) = (0, 0);
+        while at < said.len() {
+            let length = said_length(&said[at..]);
+            at += length.unwrap_or_else(|| panic!("no RESP: {}", said[at..].escape_ascii()));
+            replies += 1;
+        }
+        (replies, conversation)
+    };
+    let (replies, whole) = say(bytes.len().max(1));
+    let (replies_in_pieces, in_pieces) = say(usize::from(choice >> 2) + 1);
+    if !whole.flooded && !in_pieces.flooded {
+        assert_eq!((replies_in_pieces, in_pieces.told), (replies, whole.told), "in pieces");
+    }
+    whole.said
+}
+
+/// The length of what comes next, in the protocol that it is in.
+fn said_length(bytes: &[u8]) -> Option<usize> {
+    length(bytes, Protocol::Resp2, 0).or_else(|| length(bytes, Protocol::Resp3, 0))
+}
+
 /// Exactly one reply, of types that the protocol has.
 fn check_reply(bytes: &[u8], protocol: Protocol, args: &[&[u8]]) {
     let length = length(bytes, protocol, 0);
@@ -187,7 +225,7 @@ fn length(bytes: &[u8], protocol: Protocol, depth: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::{converse, decode};
+    use super::{converse, decode, watch};
     use std::path::Path;
 
     /// Inputs that fuzzers found, and those they began with.
@@ -237,6 +275,16 @@ mod tests {
             decode(&input);
             (0..20).for_each(|_| decode(&mutated(&input, &mut seed)));
         }
+    }
+
+    #[test]
+    fn the_corpus_of_the_sentinel_port_holds_and_so_do_its_neighbours() {
+        let (mut seed, mut answered) = (1, 0);
+        for (_, input) in corpus("sentinel") {
+            answered += usize::from(!watch(&input).is_empty());
+            (0..20).for_each(|_| drop(watch(&mutated(&input, &mut seed))));
+        }
+        assert!(answered > 5, "conversations have replies");
     }
 
     #[test]

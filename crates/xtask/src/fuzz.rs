@@ -54,7 +54,7 @@ pub(crate) async fn differential(args: &Differential) -> Result<()> {
 }
 
 /// The targets in `fuzz/`.
-const TARGETS: [&str; 2] = ["decoder", "session"];
+const TARGETS: [&str; 3] = ["decoder", "session", "sentinel"];
 /// What makes libFuzzer see which branches an input takes. All of it is known to a stable compiler; sanitizers are not, and there is
 /// little for them to see: the crates allow no unsafe code.
 const INSTRUMENTED: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

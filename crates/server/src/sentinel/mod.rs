@@ -16,6 +16,8 @@ mod replies;
 mod scene;
 mod session;
 mod table;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

@@ -3,16 +3,15 @@
 
 use super::scene::{Scene, Tunables};
 use super::session::{Session, Step, Surroundings};
+use super::testing::scene;
 use crate::password::Password;
-use crate::port::{Port, Replica};
+use crate::port::Port;
 use crate::resp::RespSink;
 use crate::testing::{Scripted, port};
-use kvorum_cluster::{MasterNames, Mode, ReplicaId, SentinelId, ServerId, ShardId, View};
-use kvorum_node::{HandoverError, Peer, TimelineEvent};
+use kvorum_cluster::{Mode, ServerId, ShardId, View};
+use kvorum_node::HandoverError;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 struct Conversation {
     port: Port,
@@ -27,21 +26,6 @@ struct Conversation {
 
 impl Conversation {
     fn with(replica: &Scripted) -> Conversation {
-        let view = replica.view();
-        let peers = view.topology.servers.keys().map(|id| {
-            let sentinel = SentinelId { id: format!("{:040x}", id.0), port: 26_378 + id.0 as u16 };
-            (*id, Peer { sentinel, heard: Some(Duration::from_millis(70)) })
-        });
-        let scene = Scene {
-            names: MasterNames::default(),
-            me: ServerId(1),
-            peers: peers.collect(),
-            offsets: BTreeMap::from([(ReplicaId(2), 850)]),
-            led_for: BTreeMap::from([(ShardId(0), Duration::from_secs(5))]),
-            handed_over: BTreeSet::new(),
-            silent_after: Duration::from_millis(600),
-            view,
-        };
         let port = port();
         let client =
             port.clients.enter("127.0.0.1:50000".parse().unwrap(), "127.0.0.1:26379".parse().unwrap(), 8);
@@ -49,7 +33,7 @@ impl Conversation {
         Conversation {
             port,
             session,
-            scene: Some(scene),
+            scene: Some(scene(replica)),
             tunables: Tunables::default(),
             announced_port: None,
             told: RefCell::default(),
@@ -120,17 +104,8 @@ impl Conversation {
     }
 
     fn publish(&mut self, event: &str, payload: &str) -> String {
-        let event = TimelineEvent {
-            id: 1,
-            at_ms: 0,
-            shard: 0,
-            master: "mymaster".to_owned(),
-            event: event.to_owned(),
-            payload: payload.to_owned(),
-            cause: "a test".to_owned(),
-        };
         let mut out = RespSink::default();
-        self.session.on_event(&event, &mut out);
+        self.session.on_event(&super::testing::event(event, payload), &mut out);
         String::from_utf8_lossy(out.bytes()).into_owned()
     }
 }
