@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// What this version of Kvorum can apply. Raised whenever an entry may hold something, or have an effect, that
 /// earlier versions do not know.
-pub const FEATURE_LEVEL: u16 = 4;
+pub const FEATURE_LEVEL: u16 = 5;
 
 /// What every version can apply: the level of an entry that holds nothing newer. A server that does not know an entry's
 /// level stops, so the builder raises the level of those entries only that need it.
@@ -26,6 +26,9 @@ pub const CHUNK_LEVEL: u16 = 3;
 /// Since this level there are the complete families of commands on strings and keys, and snapshots say what became of a
 /// string ([`Form`](kvorum_keyspace::value::Form)).
 pub const FAMILIES_LEVEL: u16 = 4;
+
+/// Since this level there are the commands of the meta group by which servers come and go. Entries of shards have nothing of it.
+pub const SERVERS_LEVEL: u16 = 5;
 
 /// The largest command that may come in chunks, packed: beyond what a client may send (1 GiB) by what packing adds.
 pub const CHUNKED_BYTES_MAX: u64 = (1 << 30) + (64 << 20);

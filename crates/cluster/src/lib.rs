@@ -31,7 +31,7 @@ mod topology;
 
 pub use entry::{
     BASE_LEVEL, CHECK_LEVEL, CHUNK_LEVEL, CHUNKED_BYTES_MAX, Configure, Entry, EntryBuilder, EntryError,
-    FAMILIES_LEVEL, FEATURE_LEVEL, Header, Part,
+    FAMILIES_LEVEL, FEATURE_LEVEL, Header, Part, SERVERS_LEVEL,
 };
 pub use failover::{FailoverEvent, FailoverWatch, MasterNames, Picture, SentinelId, quorum};
 pub use ids::{NodeId, ParseNodeIdError, ReplicaId, ServerId, ShardId};

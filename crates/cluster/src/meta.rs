@@ -6,8 +6,9 @@
 //! that changes nothing keeps it.
 
 use crate::{
-    Durability, Layout, MAX_SHARDS, Mode, Replica, ReplicaId, RestoreError, Server, ServerId, Shard, ShardId,
-    SplitMix64, Stage, Tenure, Topology, TopologyError, hex, place, place::node_id,
+    BASE_LEVEL, Durability, Layout, MAX_SHARDS, Mode, Replica, ReplicaId, RestoreError, SERVERS_LEVEL,
+    Server, ServerId, Shard, ShardId, SplitMix64, Stage, Tenure, Topology, TopologyError, hex, place,
+    place::node_id,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -239,6 +240,11 @@ impl MetaCommand {
             | MetaCommand::Prefer { .. }
             | MetaCommand::WantReplicas { .. } => FORMAT_SERVERS,
         }
+    }
+
+    /// The feature level of the servers that know the command. Those that are below it stop at its entry.
+    pub fn feature_level(&self) -> u16 {
+        if self.format() < FORMAT_SERVERS { BASE_LEVEL } else { SERVERS_LEVEL }
     }
 
     /// What the command makes of a topology: the next version of it, or nothing when it changes nothing. What a leader asks

@@ -11,7 +11,7 @@
 use crate::node::Node;
 use crate::shard::Shard;
 use kvorum_cluster::checks::{Finding, compare};
-use kvorum_cluster::{BASE_LEVEL, CHECK_LEVEL, Note, ReplicaId, ServerId};
+use kvorum_cluster::{BASE_LEVEL, CHECK_LEVEL, Note, ReplicaId, ServerId, Topology};
 use kvorum_proto::admin as rpc;
 use kvorum_raft::Status;
 use parking_lot::Mutex;
@@ -81,6 +81,32 @@ impl Checks {
             (false, true) if up < HEARD_AFTER => None,
             (false, _) => Some(true),
         }
+    }
+
+    /// Why an entry of the meta group that needs this level must not be proposed yet: a server that is known to be of an earlier version
+    /// would stop at it, and one that is up has not said of which it is.
+    ///
+    /// As with entries of shards, a server that is down does not count before it was heard.
+    pub(crate) fn too_early_for(&self, topology: &Topology, level: u16) -> Option<String> {
+        if level <= BASE_LEVEL {
+            return None;
+        }
+        let levels = &self.0.lock().levels;
+        topology.servers.values().find_map(|server| {
+            let why = match levels.get(&server.id) {
+                Some(known) if *known >= level => return None,
+                Some(_) => "is of an earlier version, which would stop at this: upgrade it first",
+                None if server.up => "has not said yet of which version it is: try again",
+                None => return None,
+            };
+            Some(format!("server {} at {}:{} {why}", server.id, server.host, server.base_port))
+        })
+    }
+
+    /// Whether all servers that are up have said of which version they are.
+    pub(crate) fn all_told(&self, topology: &Topology) -> bool {
+        let levels = &self.0.lock().levels;
+        topology.servers.values().all(|server| !server.up || levels.contains_key(&server.id))
     }
 
     fn learn(&self, replica: ReplicaId, note: Note) {

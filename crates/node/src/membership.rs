@@ -530,6 +530,9 @@ impl Node {
         if command.applied_to(topology).map_err(|refusal| refusal.to_string())?.is_none() {
             return Ok(());
         }
+        if let Some(why) = self.0.checks.too_early_for(topology, command.feature_level()) {
+            return Err(why);
+        }
         meta::propose(&group, command).await.map_err(|error| error.to_string())?;
         debug!(command = meta::name(command), "proposed");
         Ok(())

@@ -176,7 +176,7 @@ fn what_a_snapshot_cannot_say_is_refused() {
     };
     assert_eq!(with(0, b'k'), "malformed snapshot: it is none");
     assert_eq!(with(3, 2), "snapshot format 2 is not known to this version");
-    assert_eq!(with(4, 5), format!("the snapshot needs feature level 5, this version has {FEATURE_LEVEL}"));
+    assert_eq!(with(4, 6), format!("the snapshot needs feature level 6, this version has {FEATURE_LEVEL}"));
     assert_eq!(with(6, 2), "malformed snapshot: neither applied nor not");
     assert_eq!(with(6, 0), "malformed snapshot: a state before the first entry");
     assert_eq!(with(31, 17), "malformed snapshot: too many notes");

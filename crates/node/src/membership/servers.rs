@@ -184,6 +184,13 @@ impl Node {
         let view = self.view_of(&request.cluster_id)?;
         let topology = &view.topology;
         let change = request.change.ok_or("nothing is to be changed")?;
+        // Just after a start, and an operator need not know that.
+        let all_told = async {
+            while !self.0.checks.all_told(topology) {
+                tokio::time::sleep(TURN).await;
+            }
+        };
+        let _ = tokio::time::timeout(DOWN_AFTER, all_told).await;
         if let Change::Rebalance(_) = change {
             for server in topology.servers.values().filter(|server| server.tenure == Tenure::Settled) {
                 let command = MetaCommand::SetTenure { server: server.id, tenure: Tenure::Settling };

@@ -1,7 +1,8 @@
 //! Servers that come and go.
 
 use super::*;
-use kvorum_cluster::{Tenure, Topology};
+use crate::checks::Checks;
+use kvorum_cluster::{BASE_LEVEL, FEATURE_LEVEL, SERVERS_LEVEL, Tenure, Topology};
 use kvorum_proto::admin::change_request::Change;
 
 impl Town {
@@ -393,4 +394,54 @@ async fn leaderships_return_to_the_preferred_leaders_when_all_is_well() {
     .await;
     sleep(Duration::from_secs(30)).await;
     assert!(in_place(&town), "it went back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_proposed_that_a_server_of_an_earlier_version_would_stop_at() {
+    let town = Town::new(Durability::QuorumFsync).await;
+    let leads_meta = |server: &u64| {
+        let group = town.node(*server).meta_group();
+        group.is_some_and(|group| group.status().borrow().ready)
+    };
+    let leader = (1..=3).find(leads_meta).unwrap();
+    let other = leader % 3 + 1;
+    let before = town.topology();
+    while !town.node(leader).0.checks.all_told(&before) {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let want = |replicas, level: Option<u16>| {
+        let (node, environment) = town.process(leader);
+        let request = rpc::ChangeRequest {
+            cluster_id: "test".to_owned(),
+            from_server: leader,
+            change: Some(Change::Want(rpc::WantReplicas { replicas })),
+        };
+        environment.spawn(async move {
+            // As if it had just been said.
+            level.into_iter().for_each(|level| node.0.checks.hear(ServerId(other), level));
+            node.answer_change(request).await
+        })
+    };
+    for level in [0, SERVERS_LEVEL - 1] {
+        let refused = want(2, Some(level)).await.unwrap().unwrap_err();
+        assert_eq!(
+            refused,
+            format!(
+                "server {other} at 10.0.0.{other}:7000 is of an earlier version, which would stop at this: upgrade it first"
+            )
+        );
+    }
+    assert_eq!(town.topology().version, before.version);
+    // Who has just started and was told nothing yet waits for those that are up, and for nobody else.
+    let nothing = Checks::default();
+    let down = (1..=3).fold(Topology::clone(&before), |topology, server| {
+        let down = MetaCommand::ServerUp { server: ServerId(server), up: false };
+        down.applied_to(&topology).unwrap().unwrap()
+    });
+    let told = nothing.too_early_for(&before, SERVERS_LEVEL).unwrap();
+    assert!(told.ends_with("has not said yet of which version it is: try again"), "{told}");
+    assert_eq!(nothing.too_early_for(&down, SERVERS_LEVEL), None);
+    assert_eq!(nothing.too_early_for(&before, BASE_LEVEL), None, "every version knows it");
+    want(2, Some(FEATURE_LEVEL)).await.unwrap().unwrap();
+    assert!(town.topology().version > before.version);
 }
