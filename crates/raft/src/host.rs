@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 
 use crate::{
+    campaign::{Campaign, Hearing},
     clock::Environment,
     group::{Group, Parts, Raft},
     lease::{Lease, VoteGate},
@@ -50,6 +51,11 @@ impl Timing {
     /// How long a voter that acknowledged a leader votes for no other.
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.election_max_ms)
+    }
+
+    /// Between one follower's standing for election and the next one's, so that the first can win meanwhile.
+    pub(crate) fn turn(&self) -> Duration {
+        Duration::from_millis(self.election_min_ms / 2)
     }
 
     /// The longest election time-out.
@@ -274,7 +280,13 @@ impl Host {
         raft.run();
         // The first report of the running replica; an error means that it has ended, which its status will say.
         let _ = metrics.changed().await;
-        let replica = Replica { raft: raft.clone(), gate: gate.clone(), snapshots: receiver.clone() };
+        let hearing = Arc::new(Hearing::new(environment.clone()));
+        let replica = Replica {
+            raft: raft.clone(),
+            gate: gate.clone(),
+            hearing: hearing.clone(),
+            snapshots: receiver.clone(),
+        };
         inbound.insert(group.0, me, replica);
         let managed = Managed {
             group,
@@ -313,6 +325,7 @@ impl Host {
             let jitter = Runtime::thread_rng().random_range(0..timing.election_min_ms);
             let pause = gate.closed_for() + Duration::from_millis(jitter);
             let raft = group.raft().clone();
+            let gate = gate.clone();
             let waiting = Runtime::spawn(async move {
                 // The clock may be another than the timer's.
                 Runtime::sleep(pause).await;
@@ -323,6 +336,11 @@ impl Host {
             });
             group.keep(waiting.abort_handle());
         }
+        let raft = group.raft().clone();
+        let status = group.status();
+        let campaign =
+            Campaign { group: group.id().0, me, raft, status, hearing, gate, timing: timing.clone() };
+        group.keep(Runtime::spawn(campaign.run()).abort_handle());
         Ok(group)
     }
 

@@ -6,7 +6,9 @@
 //!
 //! 1. **No vote within a lease after a start** ([`VoteGate`]): a voter that restarted has forgotten whom it
 //!    acknowledged, so it neither answers votes and pre-votes nor campaigns until one lease has passed. An election that
-//!    the leader itself asked for (a transfer) is answered. A sole voter that voted for itself last need not wait.
+//!    the leader itself asked for (a transfer) is answered. A sole voter that voted for itself last need not wait. So the promise need
+//!    not be on a disk: heartbeats are acknowledged without waiting for what was to be written before them, once the leader's vote is
+//!    there (`transport/inbound.rs`).
 //! 2. **A transfer ends the lease** ([`Lease::give_up`]): it tells voters to break their promises, and nobody knows
 //!    which of them heard of it. Before the first request of any transfer leaves, lease reads end for that term,
 //!    whatever comes of it.

@@ -25,6 +25,7 @@ pub mod meta_store;
 pub mod metrics;
 pub mod wal;
 
+mod campaign;
 mod clock;
 mod group;
 mod host;

@@ -14,6 +14,7 @@ mod nemesis;
 mod operator;
 mod run;
 mod server;
+mod steady;
 mod trace;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -59,6 +60,13 @@ enum Arguments {
         #[arg(long)]
         hunt: bool,
     },
+    /// Clusters in which nobody is lost, which must elect nobody, then leaders that are
+    Steady {
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+        #[arg(long, default_value_t = 10)]
+        seeds: u64,
+    },
     /// One seed twice, in two processes: the traces must be equal
     Gate {
         #[arg(long, default_value_t = 1)]
@@ -91,6 +99,7 @@ fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Arguments::Check { first, seeds, jobs, bug, hunt } => check(first, seeds, jobs, bug.as_deref(), hunt),
+        Arguments::Steady { first, seeds } => steady(first, seeds),
         Arguments::Gate { seed } => {
             let once = simulate(seed, None, true)?;
             let again = simulate(seed, None, true)?;
@@ -160,6 +169,35 @@ fn read_all(from: &mut Option<impl Read>) -> Vec<u8> {
         let _ = from.read_to_end(&mut bytes);
     }
     bytes
+}
+
+/// Runs every trouble with every seed.
+#[expect(clippy::print_stdout, reason = "a program for people and for the test that runs it")]
+fn steady(first: u64, seeds: u64) -> Result<ExitCode> {
+    let mut passed = true;
+    for trouble in steady::TROUBLES {
+        let mut gaps = Vec::new();
+        for seed in first..first + seeds {
+            match steady::run(seed, trouble) {
+                Ok(more) => gaps.extend(more),
+                Err(why) => {
+                    println!("VIOLATION in seed {seed}, {trouble:?}: {why}");
+                    passed = false;
+                }
+            }
+        }
+        gaps.sort_unstable();
+        match (gaps.get(gaps.len() / 2), gaps.last()) {
+            (Some(median), Some(worst)) => {
+                println!(
+                    "{trouble:?}: {} leaders killed, another after {median:?}, at most {worst:?}",
+                    gaps.len()
+                );
+            }
+            _ => println!("{trouble:?}: {seeds} clusters"),
+        }
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
 /// Runs many seeds, each in a process of its own.

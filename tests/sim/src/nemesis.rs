@@ -305,7 +305,7 @@ impl Nemesis {
         }
     }
 
-    fn kill(&mut self, server: u64) {
+    pub(crate) fn kill(&mut self, server: u64) {
         let Some(machine) = self.machines.get_mut(&server) else { return };
         if machine.process.is_none() {
             return;
@@ -328,7 +328,7 @@ impl Nemesis {
         self.resume(server);
     }
 
-    fn suspend(&mut self, server: u64) {
+    pub(crate) fn suspend(&mut self, server: u64) {
         self.network.freeze(server);
         self.suspended.send_modify(|suspended| {
             suspended.insert(server);
@@ -338,7 +338,7 @@ impl Nemesis {
         }
     }
 
-    fn resume(&mut self, server: u64) {
+    pub(crate) fn resume(&mut self, server: u64) {
         self.network.thaw(server);
         self.suspended.send_modify(|suspended| {
             suspended.remove(&server);
@@ -564,7 +564,7 @@ impl Nemesis {
     }
 
     /// A server that leads a shard, if there is one.
-    fn leader(&mut self) -> u64 {
+    pub(crate) fn leader(&mut self) -> u64 {
         let leads = |machine: &&Machine| {
             machine.process.as_ref().is_some_and(|process| {
                 process.node.shards().borrow().values().any(kvorum_node::Shard::serves)

@@ -22,6 +22,7 @@ use kvorum_testkit::random::Random;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// Clients of a run.
@@ -56,28 +57,93 @@ pub(crate) fn run(seed: u64, keep_trace: bool) -> Report {
     runtime.block_on(simulate(seed, keep_trace))
 }
 
+/// What kind of cluster a run has.
+pub(crate) struct Shape {
+    pub(crate) servers: u64,
+    pub(crate) shards: u16,
+    pub(crate) durability: Durability,
+    pub(crate) restless: Restless,
+    pub(crate) weather: Weather,
+}
+
+/// A cluster at work.
+pub(crate) struct World {
+    pub(crate) nemesis: Nemesis,
+    pub(crate) judge: Arc<Judge>,
+    pub(crate) town: Town,
+    pub(crate) clients: Vec<JoinHandle<()>>,
+    sampler: JoinHandle<()>,
+}
+
+impl World {
+    /// Servers start, become a cluster, and clients begin.
+    pub(crate) async fn begin(seed: u64, shape: Shape, trace: &Trace, random: &mut Random) -> World {
+        let Shape { servers, shards, durability, restless, weather } = shape;
+        let judge = Arc::new(Judge::new(durability));
+        let spares = if restless == Restless::Not { 0 } else { 2 };
+        let machines = servers + spares;
+        // Longer than a restart, much shorter than an absence.
+        let replace_after = Duration::from_secs(if restless == Restless::Away { 2 } else { 0 });
+        let network = LocalNetwork::new();
+        for machine in 1..=machines {
+            network.name(&format!("{}:7098", host(machine)), machine);
+        }
+        network.set_weather(weather, random.next());
+        let all = (1..=machines)
+            .map(|id| {
+                let booted = Duration::from_secs(100 + random.below(1_000_000));
+                let drift_ppm = random.below(100_000).cast_signed() - 50_000;
+                let machine = Machine {
+                    id,
+                    disk: MemoryDisk::default(),
+                    store: Arc::new(MemoryMetaStore::default()),
+                    clock: Arc::new(MachineClock::new(trace.origin(), booted, drift_ppm)),
+                    process: None,
+                    starts: 0,
+                    boots: 1,
+                    suspended: false,
+                    replace_after,
+                };
+                (id, machine)
+            })
+            .collect();
+        let mut nemesis =
+            Nemesis::new(seed, all, network, Arc::clone(&judge), trace.clone(), (restless, servers));
+        let town = Town {
+            directory: nemesis.directory.clone(),
+            servers: machines,
+            suspended: nemesis.suspended.subscribe(),
+            trace: trace.clone(),
+            events: Arc::default(),
+            books: Arc::default(),
+            closing: Arc::clone(&nemesis.operator.closing),
+        };
+        for server in 1..=machines {
+            nemesis.set_delays(server, 0, 3);
+            nemesis.start(server).await;
+        }
+        judge.hold(found(&nemesis, servers, shards, durability, random).await);
+        let sampler =
+            tokio::spawn(sample(nemesis.directory.clone(), machines, Arc::clone(&judge), trace.clone()));
+        let clients = (0..CLIENTS)
+            .map(|number| tokio::spawn(Client::new(town.clone(), number, random.next()).work()))
+            .collect();
+        World { nemesis, judge, town, clients, sampler }
+    }
+}
+
 async fn simulate(seed: u64, keep_trace: bool) -> Report {
-    let origin = Instant::now();
-    let trace = Trace::new(origin, keep_trace);
+    let trace = Trace::new(Instant::now(), keep_trace);
     let mut random = Random::new(seed);
     let servers = if random.below(4) == 0 { 5 } else { 3 };
     let shards = 1 + random.below(2) as u16;
     let durability = if random.below(4) == 0 { Durability::QuorumMemory } else { Durability::QuorumFsync };
-    let judge = Arc::new(Judge::new(durability));
     let restless = match random.below(9) {
         0 | 1 => Restless::Moving,
         2 | 4 if durability == Durability::QuorumFsync => Restless::Wiped,
         3 => Restless::Away,
         _ => Restless::Not,
     };
-    let spares = if restless == Restless::Not { 0 } else { 2 };
-    let machines = servers + spares;
-    // Longer than a restart, much shorter than an absence.
-    let replace_after = Duration::from_secs(if restless == Restless::Away { 2 } else { 0 });
-    let network = LocalNetwork::new();
-    for machine in 1..=machines {
-        network.name(&format!("{}:7098", host(machine)), machine);
-    }
     let weather = Weather {
         shortest: Duration::from_micros(50 + random.below(500)),
         longest: Duration::from_micros(600 + random.below(15_000)),
@@ -86,46 +152,9 @@ async fn simulate(seed: u64, keep_trace: bool) -> Report {
         broken_permille: random.below(4),
         garbled_permille: random.below(300),
     };
-    network.set_weather(weather, random.next());
-    let all = (1..=machines)
-        .map(|id| {
-            let booted = Duration::from_secs(100 + random.below(1_000_000));
-            let drift_ppm = random.below(100_000).cast_signed() - 50_000;
-            let machine = Machine {
-                id,
-                disk: MemoryDisk::default(),
-                store: Arc::new(MemoryMetaStore::default()),
-                clock: Arc::new(MachineClock::new(origin, booted, drift_ppm)),
-                process: None,
-                starts: 0,
-                boots: 1,
-                suspended: false,
-                replace_after,
-            };
-            (id, machine)
-        })
-        .collect();
-    let mut nemesis =
-        Nemesis::new(seed, all, network, Arc::clone(&judge), trace.clone(), (restless, servers));
-    let town = Town {
-        directory: nemesis.directory.clone(),
-        servers: machines,
-        suspended: nemesis.suspended.subscribe(),
-        trace: trace.clone(),
-        events: Arc::default(),
-        books: Arc::default(),
-        closing: Arc::clone(&nemesis.operator.closing),
-    };
-    for server in 1..=machines {
-        nemesis.set_delays(server, 0, 3);
-        nemesis.start(server).await;
-    }
-    judge.hold(found(&nemesis, servers, shards, durability, &mut random).await);
-    let sampler =
-        tokio::spawn(sample(nemesis.directory.clone(), machines, Arc::clone(&judge), trace.clone()));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|number| tokio::spawn(Client::new(town.clone(), number, random.next()).work()))
-        .collect();
+    let shape = Shape { servers, shards, durability, restless, weather };
+    let World { mut nemesis, judge, town, clients, sampler } =
+        World::begin(seed, shape, &trace, &mut random).await;
     nemesis.rage(Instant::now() + Duration::from_secs(3), false).await;
     nemesis.rage(Instant::now() + WAR, true).await;
     nemesis.make_peace().await;

@@ -27,6 +27,11 @@ impl Trace {
         Trace { origin, lines: Arc::new(Mutex::new(lines)) }
     }
 
+    /// When it began.
+    pub(crate) fn origin(&self) -> Instant {
+        self.origin
+    }
+
     /// Microseconds of virtual time.
     pub(crate) fn now_us(&self) -> u64 {
         u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX)

@@ -26,3 +26,9 @@ fn the_same_seed_twice_in_two_processes_gives_the_same_trace() {
 fn no_seed_breaks_an_invariant() {
     assert_passes(&simulator(&["check", "--first", "1", "--seeds", &SEEDS.to_string()]));
 }
+
+/// Slow disks, servers that are silent for a moment, and a bad network elect nobody; where a leader is killed, another leads after its lease.
+#[test]
+fn leaders_stay_and_are_replaced_at_once() {
+    assert_passes(&simulator(&["steady", "--first", "1", "--seeds", "10"]));
+}

@@ -3,13 +3,17 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
+    pin::pin,
     sync::{Arc, OnceLock},
 };
 
 use bytes::{Bytes, BytesMut};
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use kvorum_proto::{peer, raft as wire};
-use openraft::{RaftTypeConfig, raft::AppendEntriesRequest};
+use openraft::{
+    RaftTypeConfig,
+    raft::{AppendEntriesRequest, AppendEntriesResponse},
+};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use tokio::sync::{
@@ -18,6 +22,7 @@ use tokio::sync::{
 };
 
 use crate::{
+    campaign::Hearing,
     lease::VoteGate,
     machine::Applier,
     snapshot::Receiver,
@@ -89,6 +94,7 @@ impl Identity {
 pub(crate) struct Replica {
     pub(crate) raft: openraft::Raft<Types, Applier>,
     pub(crate) gate: Arc<VoteGate>,
+    pub(crate) hearing: Arc<Hearing>,
     pub(crate) snapshots: Arc<Receiver>,
 }
 
@@ -200,12 +206,16 @@ async fn answer(
     match request {
         Request::Heartbeat(request) => {
             let request = append_from_wire(request).map_err(|error| error.to_string())?;
+            replica.hearing.sign(request.vote.leader_id.term);
             let previous = request.prev_log_id;
-            let reply = raft.append_entries(request).await.map_err(|error| error.to_string())?;
-            if reply.is_conflict() && previous.is_none() {
-                return Err("conflict with nothing".to_owned());
-            }
-            Ok(Reply::Heartbeat(append_result_to_wire(reply.into_stream_result(previous, previous))))
+            let result = match accept_heartbeat(replica, request).await? {
+                Some(reply) if reply.is_conflict() && previous.is_none() => {
+                    return Err("conflict with nothing".to_owned());
+                }
+                Some(reply) => reply.into_stream_result(previous, previous),
+                None => Ok(previous),
+            };
+            Ok(Reply::Heartbeat(append_result_to_wire(result)))
         }
         Request::Vote(request) => {
             let request = vote_request_from_wire(request).map_err(|error| error.to_string())?;
@@ -233,6 +243,35 @@ async fn answer(
         }
         Request::Note(_) => Err("notes are not for a group".to_owned()),
     }
+}
+
+/// Takes a heartbeat in. `None` when it is accepted and everything before it is still on its way to the disk, for which openraft would wait
+/// before it answers. A heartbeat asks for a promise that is kept in memory, and the [`VoteGate`] keeps it over a restart; were
+/// it to wait, a disk that stalls would cost the leader its lease. The first of a term does wait: a replica without a vote on its disk would
+/// find the gate open.
+async fn accept_heartbeat(
+    Replica { raft, hearing, .. }: &Replica,
+    request: AppendEntriesRequest<Types>,
+) -> Result<Option<AppendEntriesResponse<Types>>, String> {
+    let vote = request.vote;
+    let term = vote.leader_id.term;
+    let mut answering = pin!(raft.append_entries(request));
+    let answered = tokio::select! {
+        // First the heartbeat goes into the queue, then the question behind it.
+        biased;
+        answer = &mut answering => Some(answer),
+        follows = raft.with_raft_state(move |state| *state.vote_ref() == vote), if hearing.is_stored(term) => {
+            match follows.map_err(|fatal| fatal.to_string())? {
+                true => answering.now_or_never(),
+                false => Some(answering.await),
+            }
+        }
+    };
+    let answered = answered.transpose().map_err(|error| error.to_string())?;
+    if answered.as_ref().is_some_and(AppendEntriesResponse::is_success) {
+        hearing.stored(term);
+    }
+    Ok(answered)
 }
 
 fn check_gate(gate: &VoteGate) -> Result<(), String> {
@@ -295,6 +334,7 @@ struct Partial {
 /// A stream of appends into one group.
 struct GroupStream {
     number: u64,
+    hearing: Arc<Hearing>,
     requests: mpsc::Sender<AppendEntriesRequest<Types>>,
     unanswered: Arc<Mutex<Unanswered>>,
 }
@@ -340,6 +380,7 @@ impl<R: Replies> AppendSession<R> {
             self.streams.insert((group, to), GroupStream::open(stream, &replica, self.replies.clone()));
         }
         let Some(current) = self.streams.get(&(group, to)) else { return Ok(()) };
+        current.hearing.sign(append.vote.leader_id.term);
         let mut unanswered = current.unanswered.lock();
         if unanswered.ended {
             drop(unanswered);
@@ -392,7 +433,7 @@ impl GroupStream {
         let unanswered = Arc::new(Mutex::new(Unanswered::default()));
         let answers = replica.raft.stream_append(tokio_stream::wrappers::ReceiverStream::new(queue));
         tokio::spawn(relay(answers, unanswered.clone(), replies));
-        GroupStream { number, requests, unanswered }
+        GroupStream { number, hearing: replica.hearing.clone(), requests, unanswered }
     }
 
     /// Whether answers are still to come.
@@ -409,7 +450,7 @@ where
     E: std::fmt::Display,
     Types: RaftTypeConfig,
 {
-    let mut answers = std::pin::pin!(answers);
+    let mut answers = pin!(answers);
     while let Some(answer) = answers.next().await {
         let Some(request) = unanswered.lock().numbers.pop_front() else { break };
         let append = match answer {
@@ -438,6 +479,7 @@ mod tests {
     use peer::frame::Content;
 
     use super::*;
+    use crate::clock::Environment;
 
     fn frame(stream: u64, request: u64, content: Content) -> peer::Frame {
         peer::Frame { group: 1, to: 2, stream, request, content: Some(content) }
@@ -457,7 +499,8 @@ mod tests {
     fn stream(number: u64, waiting: &[u64]) -> (GroupStream, mpsc::Receiver<AppendEntriesRequest<Types>>) {
         let (requests, queue) = mpsc::channel(STREAM_QUEUE);
         let unanswered = Unanswered { numbers: waiting.iter().copied().collect(), ended: false };
-        (GroupStream { number, requests, unanswered: Arc::new(Mutex::new(unanswered)) }, queue)
+        let hearing = Arc::new(Hearing::new(Environment::real()));
+        (GroupStream { number, hearing, requests, unanswered: Arc::new(Mutex::new(unanswered)) }, queue)
     }
 
     fn refusal(replied: &mut mpsc::Receiver<peer::Reply>, number: u64) -> String {
