@@ -457,16 +457,18 @@ async fn subscribers_hear_of_a_new_leader_as_soon_as_it_serves() -> Result<()> {
             }
         });
     }
-    // One client of each server writes without a pause; only the leader's succeed.
+    // A client of each server writes without a pause; only the leader's succeed. Each time on a connection of its own, for what was
+    // connected to the leader is served when that leads no more.
     let (wrote, mut writes) = tokio::sync::mpsc::unbounded_channel();
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();
     for number in cluster.numbers() {
-        let mut connection = cluster.connect(number, 0).await?;
+        let addr = cluster.addr(number, 0);
         let (wrote, stop) = (wrote.clone(), Arc::clone(&stop));
         writers.push(tokio::spawn(async move {
             let mut succeeded = false;
             while !stop.load(Ordering::Relaxed) {
+                let Ok(mut connection) = Connection::open(&addr).await else { return };
                 let Ok(reply) = connection.call(&["SET", "k", "v"]).await else { return };
                 let succeeds = reply == Value::ok();
                 if succeeds && !succeeded {

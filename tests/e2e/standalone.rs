@@ -1,5 +1,7 @@
 //! `--mode standalone`: what a client of a single Redis expects, from one server and from three.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use kvorum_testkit::cluster::info_fields;
 use kvorum_testkit::slots::key_in;
@@ -62,4 +64,46 @@ async fn three_servers_with_one_leader() -> Result<()> {
     cluster.kill(victim)?;
     cluster.ready().await?;
     looks_like_one_redis(&cluster.leader(0).await?).await
+}
+
+/// A connection that is never made again, and a client that repeats nothing.
+async fn counts(addr: String, number: u16, until: Instant) -> Result<(i64, Duration)> {
+    let mut connection = Connection::open(&addr).await?;
+    let key = format!("counter:{number}");
+    let (mut last, mut longest) = (0, Duration::ZERO);
+    while Instant::now() < until {
+        let began = Instant::now();
+        let counted = connection.call(&["INCR", &key]).await?;
+        longest = longest.max(began.elapsed());
+        last += 1;
+        ensure!(counted == Value::Integer(last), "INCR {key}: {counted:?} instead of {last}");
+        let read = connection.call(&["GET", &key]).await?;
+        ensure!(read == Value::bulk(last.to_string()), "GET {key}: {read:?} instead of {last}");
+    }
+    Ok((last, longest))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_repeats_nothing_sees_no_handover() -> Result<()> {
+    let mut cluster = Cluster::start(Shape::standalone(3, "quorum-fsync")).await?;
+    let first = cluster.leader(0).await?;
+    let until = Instant::now() + Duration::from_secs(10);
+    let clients: Vec<_> = (0..4).map(|number| tokio::spawn(counts(first.clone(), number, until))).collect();
+    let mut leaders = 0;
+    while Instant::now() + Duration::from_secs(2) < until {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        cluster.handover(0)?;
+        leaders += 1;
+    }
+    for client in clients {
+        let (counted, longest) = client.await??;
+        eprintln!("{counted} times through {leaders} handovers, the longest took {longest:?}");
+        ensure!(counted > 100, "it counted {counted} times only");
+    }
+    // What was read and written in another's stead is there.
+    cluster.ready().await?;
+    let mut leader = Connection::open(&cluster.leader(0).await?).await?;
+    let counter = leader.call(&["EXISTS", "counter:0", "counter:1", "counter:2", "counter:3"]).await?;
+    assert_eq!(counter, Value::Integer(4));
+    Ok(())
 }

@@ -39,7 +39,7 @@ pub use leaders::{Leader, Leaders, View};
 pub use meta::{Create, MetaCommand, MetaError, MetaFault, MetaMachine, MetaRefusal, NewServer};
 pub use place::{MAX_SHARDS, place, slots_of_shard};
 pub use random::SplitMix64;
-pub use route::{Intent, Route, route};
+pub use route::{Footing, Intent, Route, route};
 pub use shard::{Note, Refusal, RestoreError, ShardMachine, ShardSnapshot, Unwitnessed, Witness};
 pub use slots::{ParseSlotsError, SlotSet};
 pub use topology::{

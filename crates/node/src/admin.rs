@@ -691,6 +691,7 @@ impl Node {
             Call::Transfer(request) => {
                 self.answer_transfer(request).await.map(Answer::Transfer).map_err(|error| error.to_string())
             }
+            Call::Forward(request) => self.answer_forward(request).await.map(Answer::Forward),
         }
     }
 
@@ -809,6 +810,14 @@ impl Admin for AdminService {
     ) -> Result<Response<rpc::TransferReply>, Status> {
         let reply = self.node.answer_transfer(request.into_inner()).await;
         Ok(Response::new(reply.map_err(|error| Status::failed_precondition(error.to_string()))?))
+    }
+
+    async fn forward(
+        &self,
+        request: Request<rpc::ForwardRequest>,
+    ) -> Result<Response<rpc::ForwardReply>, Status> {
+        let reply = self.node.answer_forward(request.into_inner()).await;
+        Ok(Response::new(reply.map_err(Status::failed_precondition)?))
     }
 
     async fn replace(

@@ -2,7 +2,7 @@
 
 use kvorum_cluster::BASE_LEVEL;
 use kvorum_keyspace::argv::{self, Malformed};
-use kvorum_keyspace::{ArgVec, Args, Command, Sink, Slot};
+use kvorum_keyspace::{ArgVec, Args, Command, Run, Sink, Slot, lookup};
 use std::any::Any;
 use std::time::Duration;
 
@@ -92,6 +92,26 @@ impl Batch {
         argv::pack(&mut self.packed, argv);
         self.writes += usize::from(command.is_write());
         self.items.push(Item { command, db, end: self.packed.len() });
+    }
+
+    /// All commands as the log holds them, one behind the other.
+    pub(crate) fn packed(&self) -> &[u8] {
+        &self.packed
+    }
+
+    /// The batch of which [`Batch::packed`] is left, for one database.
+    pub(crate) fn unpack(packed: &[u8], db: u16) -> Result<Batch, Malformed> {
+        let mut batch = Batch::new();
+        let mut rest = packed;
+        while !rest.is_empty() {
+            let argv = argv::unpack(&mut rest)?;
+            let command = argv.first().and_then(|name| lookup(name)?.resolve(&argv).ok()).ok_or(Malformed)?;
+            if matches!(command.run, Run::Server) || command.check_arity(&argv).is_err() {
+                return Err(Malformed);
+            }
+            batch.push(command, db, argv.iter().copied());
+        }
+        Ok(batch)
     }
 
     /// Number of commands.

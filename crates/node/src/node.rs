@@ -6,6 +6,7 @@ use crate::checks::Checks;
 use crate::clock::LogClock;
 use crate::config::{NodeConfig, PEER_PORT_OFFSET};
 use crate::contact::Contact;
+use crate::forward::RunsForwarded;
 use crate::handover::Handovers;
 use crate::identity::{Identity, IdentityError, Membership};
 use crate::membership::{Requests, members};
@@ -27,8 +28,8 @@ use kvorum_raft::{
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -113,6 +114,8 @@ pub(crate) struct Inner {
     pub(crate) introductions: Introductions,
     pub(crate) timeline: Timeline,
     pub(crate) handovers: Handovers,
+    /// Who runs what other servers forward.
+    pub(crate) host_of_guests: OnceLock<Arc<dyn RunsForwarded>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     /// Raft, the transport, apply and the drivers run here, never user work. `None` when it is the caller's.
     runtime: Mutex<Option<tokio::runtime::Runtime>>,
@@ -213,6 +216,7 @@ impl Node {
             introductions: Introductions::default(),
             timeline: Timeline::default(),
             handovers: Handovers::default(),
+            host_of_guests: OnceLock::new(),
             tasks: Mutex::new(Vec::new()),
             runtime: Mutex::new(None),
             handle: tokio::runtime::Handle::current(),

@@ -22,7 +22,7 @@ mod hold;
 #[cfg(test)]
 mod tests;
 
-use self::batch::{Commands, Dispatched, Open, Running, Terms, Work};
+use self::batch::{Commands, Dispatched, Open, Running, Terms, Way, Work};
 use self::hold::Deferred;
 use crate::clients::Client;
 use crate::crowd::Newcomer;
@@ -33,7 +33,7 @@ use crate::resp::{Limits, Protocol, RequestDecoder, RespSink};
 use crate::session::{Action, Asked, Next, Session};
 use crate::slowlog::SlowCommand;
 use crate::stats::{Tally, count_error};
-use kvorum_cluster::{ReplicaId, View};
+use kvorum_cluster::{Footing, Mode, ReplicaId, View};
 use kvorum_keyspace::{Args, Command, Sink};
 use kvorum_node::{Batch, HandoverError, ReadError, ReplySink};
 use parking_lot::RwLock;
@@ -64,6 +64,10 @@ const UNSENT_BYTES: usize = 1024 * 1024;
 /// What a reply is taken for before there was one: batches are small until replies turn out to be, for what a pipeline asks for at
 /// once is in memory at once.
 const FIRST_REPLY_BYTES: usize = UNSENT_BYTES / 16;
+/// In a standalone cluster a client that came to the leader, and finds itself at a follower now, is let go when it has been at rest for so
+/// long: it will look for the leader. Redis disconnects it at once, in the middle of whatever it does.
+const LEAVE_AFTER: Duration = Duration::from_secs(1);
+const LEAVE_SPREAD_MS: u64 = 1000;
 /// Replies of the session share a sink until it holds this much.
 const SHARED_SINK_BYTES: usize = 16 * 1024;
 
@@ -123,6 +127,12 @@ struct Connection<E> {
     sent: usize,
     /// What the server knows of the cluster, as of this turn.
     view: Option<Arc<View>>,
+    /// In a standalone cluster: this replica was the leader at some turn of this connection.
+    led: bool,
+    /// And does not lead now: the client is served by another one, through this.
+    guest: bool,
+    /// Resolves when such a client has been at rest for a while.
+    leave: Option<Pin<Box<tokio::time::Sleep>>>,
     /// The batch that is being filled.
     open: Option<Open>,
     /// What was dispatched and is not in `out` yet, in order.
@@ -175,6 +185,9 @@ pub(crate) async fn serve<E: Engine>(shared: Arc<Shared<E>>, stream: TcpStream, 
         out: RespSink::default(),
         sent: 0,
         view: None,
+        led: false,
+        guest: false,
+        leave: None,
         open: None,
         queue: VecDeque::new(),
         batches_in_flight: 0,
@@ -202,6 +215,7 @@ impl<E: Engine> Connection<E> {
         loop {
             let mut turn_is_over = self.take_turn().await;
             self.note_turn();
+            self.note_rest();
             // What it can take at once does not count, as in Redis, where replies are written before they are measured.
             if self.is_over_hard_limit() {
                 // What was written made room: there may be more to do.
@@ -267,6 +281,14 @@ impl<E: Engine> Connection<E> {
             self.hold = None;
             progress = true;
         }
+        if let Some(leave) = &mut self.leave
+            && leave.as_mut().poll(cx).is_ready()
+        {
+            self.leave = None;
+            // What has arrived by now is a reason to stay.
+            self.finishing |= !self.poll_read(cx)? && self.is_at_rest() && self.unsent() == 0;
+            progress = true;
+        }
         // Room for replies is news only to who waited for it.
         let waits_for_room = !self.may_look();
         progress |= self.poll_write(cx)? && waits_for_room;
@@ -278,6 +300,7 @@ impl<E: Engine> Connection<E> {
     async fn turn(&mut self) -> bool {
         self.engine = self.shared.engine();
         self.view = self.engine.as_deref().map(Replica::view);
+        self.note_leader();
         self.advance();
         self.take_up_deferred().await;
         if self.queue.is_empty() && self.deferred.is_empty() {
@@ -319,6 +342,36 @@ impl<E: Engine> Connection<E> {
         // What had an outcome at once may have made way for more.
         self.advance();
         !self.wants_bytes && self.may_look() || self.may_take_up_deferred()
+    }
+
+    /// Whether this replica leads, which decides what becomes of a client that cannot be redirected.
+    fn note_leader(&mut self) {
+        let (Some(view), Some(engine)) = (&self.view, &self.engine) else { return };
+        if view.topology.mode == Mode::Cluster {
+            return;
+        }
+        let shard = view.topology.replica(engine.id()).map(|(shard, _)| shard);
+        let leads = shard.and_then(|shard| view.leader(shard)).is_some_and(|leader| leader.id == engine.id());
+        self.led |= leads;
+        self.guest = self.led && !leads;
+    }
+
+    /// After a turn: from when on a guest without anything to do may be let go.
+    fn note_rest(&mut self) {
+        self.leave = (self.guest && self.is_at_rest()).then(|| {
+            // Not all at one moment: each will ask who leads, and connect there.
+            let spread = Duration::from_millis(self.client.id % LEAVE_SPREAD_MS);
+            Box::pin(tokio::time::sleep(LEAVE_AFTER + spread))
+        });
+    }
+
+    /// Whether no request of the client's is on its way.
+    fn is_at_rest(&self) -> bool {
+        self.wants_bytes
+            && self.decoder.pending_bytes() == 0
+            && self.open.is_none()
+            && self.queue.is_empty()
+            && self.deferred.is_empty()
     }
 
     /// Whether the next request may be looked at.
@@ -418,7 +471,7 @@ impl<E: Engine> Connection<E> {
                     muted: self.session.is_muted(),
                     protocol: self.session.protocol(),
                     no_touch: self.session.no_touch,
-                    stale: false,
+                    way: Way::Leads,
                 };
                 self.last_command = command.name;
                 // A batch that is routed anew was told already.
@@ -460,10 +513,19 @@ impl<E: Engine> Connection<E> {
         }
     }
 
+    /// What the client takes this replica for.
+    fn footing(&self, terms: Terms) -> Footing {
+        match (self.led, terms.readonly) {
+            (_, true) => Footing::Follower,
+            (true, false) => Footing::Leader,
+            (false, false) => Footing::Any,
+        }
+    }
+
     /// Whether a command goes nowhere, as far as is known now.
     fn is_refused(&self, command: &Command, args: Args<'_>, terms: Terms) -> bool {
         let (Some(engine), Some(view)) = (&self.engine, &self.view) else { return false };
-        matches!(dispatch::course(view, engine.id(), command, args, terms.readonly), Course::Refused(_))
+        matches!(dispatch::course(view, engine.id(), command, args, self.footing(terms)), Course::Refused(_))
     }
 
     /// Sends a command of the keyspace on its way.
@@ -478,11 +540,17 @@ impl<E: Engine> Connection<E> {
                 }
             });
         };
-        let refusal = match dispatch::course(view, engine.id(), command, args, terms.readonly) {
-            Course::Local => return self.add_to_batch(command, args, terms).await,
-            Course::Stale => return self.add_to_batch(command, args, Terms { stale: true, ..terms }).await,
-            Course::Hold => None,
-            Course::Refused(text) => Some(text),
+        let course = match dispatch::course(view, engine.id(), command, args, self.footing(terms)) {
+            Course::Local => Ok(Way::Leads),
+            Course::Stale => Ok(Way::Stale),
+            Course::Forward => Ok(Way::Forward),
+            Course::Hold => Err(None),
+            Course::Refused(text) => Err(Some(text)),
+        };
+        let refusal = match course {
+            // What was forwarded in vain may run here by now, and the other way round.
+            Ok(way) => return self.add_to_batch(command, args, Terms { way, ..terms }).await,
+            Err(refusal) => refusal,
         };
         self.close_batch().await;
         match refusal {
@@ -621,7 +689,7 @@ impl<E: Engine> Connection<E> {
             muted: self.session.is_muted(),
             protocol: self.session.protocol(),
             no_touch: self.session.no_touch,
-            stale: false,
+            way: Way::Leads,
         };
         self.batches_in_flight += 1;
         self.queue.push_back(Dispatched::Running(Running {

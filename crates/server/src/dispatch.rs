@@ -1,6 +1,6 @@
 //! Where a command goes, and in which words a client is told when it does not go here.
 
-use kvorum_cluster::{Intent, Mode, ReplicaId, Route, View, route};
+use kvorum_cluster::{Footing, Intent, Mode, ReplicaId, Route, View, route};
 use kvorum_keyspace::{Args, Command, Keyspace, Run, Settings, Sink, Slot, command, slot_of};
 use smallvec::SmallVec;
 use std::sync::LazyLock;
@@ -12,7 +12,7 @@ pub(crate) const NOT_SERVED: &str = "CLUSTERDOWN Hash slot not served";
 /// The keys are in different slots.
 const CROSS_SLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
 /// A write that cannot be redirected, on a follower.
-const READ_ONLY: &str = "READONLY You can't write against a read only replica.";
+pub(crate) const READ_ONLY: &str = "READONLY You can't write against a read only replica.";
 /// A read on a follower that has not heard its leader for too long.
 pub(crate) const MASTER_DOWN: &str =
     "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.";
@@ -27,6 +27,8 @@ pub(crate) enum Course {
     Local,
     /// To this replica's own state.
     Stale,
+    /// To the leader, in the client's stead.
+    Forward,
     /// Nowhere yet: the client is held until there is a leader.
     Hold,
     /// Nowhere: this is its reply.
@@ -39,20 +41,21 @@ pub(crate) fn course(
     me: ReplicaId,
     command: &Command,
     args: Args<'_>,
-    readonly: bool,
+    footing: Footing,
 ) -> Course {
     let mut slots: SmallVec<[Slot; 8]> = SmallVec::new();
     if view.topology.mode == Mode::Cluster {
         command.for_each_key(args, &mut |key| slots.push(slot_of(key)));
     }
     let intent = if command.is_write() { Intent::Write } else { Intent::Read };
-    match route(view, me, slots.into_iter(), intent, readonly) {
+    match route(view, me, slots.into_iter(), intent, footing) {
         Route::Local => match refused_in_cluster(view, command, args) {
             Some(error) => Course::Refused(error),
             None => Course::Local,
         },
         Route::Stale => Course::Stale,
         Route::Hold => Course::Hold,
+        Route::Forward => Course::Forward,
         Route::Moved { slot, host, port } => Course::Refused(moved(slot, &host, port)),
         Route::CrossSlot => Course::Refused(CROSS_SLOT.to_owned()),
         Route::NotServed => Course::Refused(NOT_SERVED.to_owned()),

@@ -3,15 +3,17 @@
 //! A trait, because there are two: the node's replica, and the scripted one that the tests of connections fail
 //! and delay as they like.
 
+use crate::dispatch;
 use crate::port::{KeyspaceFacts, Replica, Standing};
 use crate::resp::RespSink;
 use crate::stats::KeyspaceCounts;
 use kvorum_cluster::{Durability, ReplicaId, View};
 use kvorum_keyspace::Slot;
 use kvorum_node::{
-    Batch, HandoverError, Node, ReadError, ReplySink, Role, Shard, SnapshotStats, SubmitError,
+    Batch, ForwardError, HandoverError, Node, ReadError, ReplySink, Role, Shard, SnapshotStats, SubmitError,
 };
 use std::any::Any;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -24,7 +26,7 @@ pub(crate) enum Failure {
     /// Indefinite: nobody knows whether its writes ran.
     Unknown,
     /// Definite: nothing of it ran, and this is the error of each of its commands.
-    Refused(&'static str),
+    Refused(Cow<'static, str>),
 }
 
 /// A replica that can run commands. Clones are cheap and mean the same replica.
@@ -43,6 +45,14 @@ pub(crate) trait Engine: Replica + Clone + 'static {
     /// future was polled for the first time.
     fn submit(
         &self,
+        batch: Batch,
+        out: Box<RespSink>,
+    ) -> impl Future<Output = Result<Box<RespSink>, Failure>> + Send + 'static;
+
+    /// Lets the leader run a batch for that database. To be asked of a replica that does not lead.
+    fn forward(
+        &self,
+        db: u16,
         batch: Batch,
         out: Box<RespSink>,
     ) -> impl Future<Output = Result<Box<RespSink>, Failure>> + Send + 'static;
@@ -169,20 +179,27 @@ impl Engine for NodeReplica {
         batch: Batch,
         out: Box<RespSink>,
     ) -> impl Future<Output = Result<Box<RespSink>, Failure>> + Send + 'static {
-        let shard = self.shard.clone();
+        submit(self.shard.clone(), batch, out)
+    }
+
+    fn forward(
+        &self,
+        db: u16,
+        batch: Batch,
+        mut out: Box<RespSink>,
+    ) -> impl Future<Output = Result<Box<RespSink>, Failure>> + Send + 'static {
+        let (node, shard) = (self.node.clone(), self.shard.id());
         async move {
-            match shard.submit(batch, out).await {
-                Ok(out) => Ok(own(out)),
-                Err(SubmitError::NotLeader(batch, _)) => Err(Failure::NotLeader(batch)),
-                Err(SubmitError::Unknown) => Err(Failure::Unknown),
-                Err(SubmitError::TooLarge) => Err(Failure::Refused("ERR the command is larger than 1 GiB")),
-                Err(SubmitError::NotSupported) => Err(Failure::Refused(
-                    "ERR not all servers of the cluster know this command, this option or commands so large: \
-                     upgrade them",
-                )),
-                Err(SubmitError::NoSpace) => Err(Failure::Refused(
-                    "MISCONF The disk is nearly full. Commands that may modify the data set are disabled.",
-                )),
+            let protocol = out.protocol().number().unsigned_abs() as u32;
+            match node.forward(shard, db, protocol, batch).await {
+                Ok(replies) => {
+                    out.replies_of_another(&replies);
+                    Ok(out)
+                }
+                Err(ForwardError::NotLeader(batch)) => Err(Failure::NotLeader(batch)),
+                Err(ForwardError::NotTaken(_)) => Err(Failure::Refused(dispatch::READ_ONLY.into())),
+                Err(ForwardError::Refused(text)) => Err(Failure::Refused(text.into())),
+                Err(ForwardError::Unknown) => Err(Failure::Unknown),
             }
         }
     }
@@ -229,6 +246,24 @@ impl Engine for NodeReplica {
             if view.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
+        }
+    }
+}
+
+/// Takes a batch through the log of a shard.
+pub(crate) async fn submit(shard: Shard, batch: Batch, out: Box<RespSink>) -> Result<Box<RespSink>, Failure> {
+    let refused = |text: &'static str| Err(Failure::Refused(text.into()));
+    match shard.submit(batch, out).await {
+        Ok(out) => Ok(own(out)),
+        Err(SubmitError::NotLeader(batch, _)) => Err(Failure::NotLeader(batch)),
+        Err(SubmitError::Unknown) => Err(Failure::Unknown),
+        Err(SubmitError::TooLarge) => refused("ERR the command is larger than 1 GiB"),
+        Err(SubmitError::NotSupported) => refused(
+            "ERR not all servers of the cluster know this command, this option or commands so large: \
+             upgrade them",
+        ),
+        Err(SubmitError::NoSpace) => {
+            refused("MISCONF The disk is nearly full. Commands that may modify the data set are disabled.")
         }
     }
 }

@@ -14,6 +14,7 @@ mod control;
 mod crowd;
 mod dispatch;
 mod engine;
+mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

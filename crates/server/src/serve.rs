@@ -6,6 +6,7 @@
 use crate::connection::Shared;
 use crate::control::Control;
 use crate::engine::NodeReplica;
+use crate::forward;
 use crate::http;
 use crate::latency::WAL_SYNC;
 use crate::limits::LimitConfig;
@@ -16,7 +17,7 @@ use crate::port::{Port, Replica};
 use crate::sentinel::{self, SentinelPort};
 use crate::settings::{DebugCommand, OutputSettings, Settings};
 use crate::stats::SAMPLE_INTERVAL;
-use kvorum_cluster::{Mode, ShardId};
+use kvorum_cluster::{Mode, ShardId, View};
 use kvorum_node::{Node, NodeConfig, ReadMode};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -166,6 +167,7 @@ pub async fn serve(
         }
         None => None,
     };
+    forward::run_forwarded(&node);
     let mut ports = Ports { node: node.clone(), config, settings, open: BTreeMap::new(), shown: open };
     let mut shards = node.shards();
     let mut views = node.views();
@@ -308,6 +310,8 @@ struct OpenPort {
     /// Dropping it closes the port.
     stop: watch::Sender<()>,
     task: JoinHandle<()>,
+    /// Whether its replica led when that was looked at last.
+    led: bool,
     /// Its replica has left this server: clients are redirected from here until then, and it closes.
     closes: Option<Instant>,
 }
@@ -336,6 +340,9 @@ impl Ports {
         let Some((server, view)) = server.server_id.zip(self.node.view()) else { return Ok(()) };
         let now = Instant::now();
         for (id, port) in &mut self.open {
+            if view.topology.mode == Mode::Standalone {
+                port.note_leader(*id, &view);
+            }
             let placed = view.topology.shard(*id).is_none_or(|shard| shard.replica_on(server).is_some());
             port.closes = match port.closes {
                 _ if placed => None,
@@ -380,7 +387,7 @@ impl Ports {
         let (stop, stopped) = watch::channel(());
         let task = tokio::spawn(listen(listener, Arc::clone(&shared), stopped));
         self.shown.write().insert(id, Arc::clone(&shared));
-        self.open.insert(id, OpenPort { shared, stop, task, closes: None });
+        self.open.insert(id, OpenPort { shared, stop, task, led: false, closes: None });
         Ok(())
     }
 
@@ -398,6 +405,15 @@ impl Ports {
 }
 
 impl OpenPort {
+    /// Clients that have nothing to do learn of a change when they are told.
+    fn note_leader(&mut self, id: ShardId, view: &View) {
+        let leader = view.topology.shard(id).and_then(|shard| view.leader(shard)).map(|leader| leader.id);
+        let leads = leader.is_some() && leader == self.shared.engine().map(|engine| engine.id());
+        if std::mem::replace(&mut self.led, leads) && !leads {
+            self.shared.port.clients.all().iter().for_each(|client| client.tell());
+        }
+    }
+
     async fn close(self) {
         drop(self.stop);
         if let Err(error) = self.task.await {

@@ -7,7 +7,7 @@
 use crate::judge::Expiring;
 use crate::server::{Directory, machine_at};
 use crate::trace::{Trace, say};
-use kvorum_cluster::{Intent, Route, route};
+use kvorum_cluster::{Footing, Intent, Route, route};
 use kvorum_keyspace::{Sink, Slot, lookup, slot_of};
 use kvorum_node::{Batch, Node, ReplySink, SubmitError};
 use kvorum_testkit::check::counter::Increment;
@@ -423,7 +423,7 @@ async fn serve(node: Node, argv: Vec<Vec<u8>>, misrouted: bool) -> Served {
             return Served::Hold;
         }
     } else {
-        match route(&view, replica.id, [slot].into_iter(), intent, false) {
+        match route(&view, replica.id, [slot].into_iter(), intent, Footing::Any) {
             Route::Local => {}
             Route::Moved { host, .. } => return Served::Moved(machine_at(&host).unwrap_or(1)),
             _ => return Served::Hold,

@@ -65,7 +65,7 @@ async fn bear(seed: u64, trouble: Trouble) -> Result<Vec<Duration>, String> {
         shards: SHARDS,
         durability: Durability::QuorumFsync,
         restless: Restless::Not,
-        weather: weather.clone(),
+        weather,
     };
     let mut world = World::begin(seed, shape, &trace, &mut random).await;
     tokio::time::sleep(SETTLED).await;

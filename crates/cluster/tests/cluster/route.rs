@@ -1,5 +1,5 @@
 use crate::support::{replica, topology, view, with_down};
-use kvorum_cluster::{Intent, Leaders, Mode, ReplicaId, Route, ShardId, View, route};
+use kvorum_cluster::{Footing, Intent, Leaders, Mode, ReplicaId, Route, ShardId, View, route};
 use kvorum_keyspace::Slot;
 use proptest::prelude::*;
 
@@ -7,7 +7,11 @@ const READ: Intent = Intent::Read;
 const WRITE: Intent = Intent::Write;
 
 fn go(view: &View, me: ReplicaId, slots: &[u16], intent: Intent, readonly: bool) -> Route {
-    route(view, me, slots.iter().map(|&slot| Slot::new(slot).unwrap()), intent, readonly)
+    go_on(view, me, slots, intent, if readonly { Footing::Follower } else { Footing::Any })
+}
+
+fn go_on(view: &View, me: ReplicaId, slots: &[u16], intent: Intent, footing: Footing) -> Route {
+    route(view, me, slots.iter().map(|&slot| Slot::new(slot).unwrap()), intent, footing)
 }
 
 fn moved(slot: u16, port: u16) -> Route {
@@ -82,6 +86,9 @@ fn every_row_of_standalone_mode() {
     for slots in [&[][..], &[5], &[5, 16000]] {
         assert_eq!(go(&view, one, slots, WRITE, false), Route::Hold);
         assert_eq!(go(&view, one, slots, READ, false), Route::Stale);
+        for intent in [READ, WRITE] {
+            assert_eq!(go_on(&view, one, slots, intent, Footing::Leader), Route::Hold);
+        }
     }
     view.leaders.announce(ShardId(0), 1, one);
     for slots in [&[][..], &[5], &[5, 16000]] {
@@ -90,6 +97,24 @@ fn every_row_of_standalone_mode() {
             assert_eq!(go(&view, one, slots, READ, readonly), Route::Local);
             assert_eq!(go(&view, two, slots, WRITE, readonly), Route::ReadOnly);
             assert_eq!(go(&view, two, slots, READ, readonly), Route::Stale);
+        }
+        for intent in [READ, WRITE] {
+            assert_eq!(go_on(&view, one, slots, intent, Footing::Leader), Route::Local);
+            assert_eq!(go_on(&view, two, slots, intent, Footing::Leader), Route::Forward);
+        }
+    }
+}
+
+/// Clients of a cluster are redirected wherever they are connected.
+#[test]
+fn what_a_replica_was_does_not_matter_in_a_cluster() {
+    let view = view();
+    for me in [replica(&view, 0, 1), replica(&view, 0, 2), replica(&view, 1, 2)] {
+        for slots in [&[][..], &[5], &[6000]] {
+            for intent in [READ, WRITE] {
+                let route = go_on(&view, me, slots, intent, Footing::Leader);
+                assert_eq!(route, go_on(&view, me, slots, intent, Footing::Any));
+            }
         }
     }
 }
@@ -109,7 +134,7 @@ proptest! {
         me in 1u64..=11,
         slots in prop::collection::vec(0u16..16384, 0..3),
         write: bool,
-        readonly: bool,
+        footing in prop::sample::select(vec![Footing::Any, Footing::Follower, Footing::Leader]),
     ) {
         let topology = if standalone { topology(3, 1, Mode::Standalone) } else { topology(3, 3, Mode::Cluster) };
         let mut leaders = Leaders::default();
@@ -123,7 +148,7 @@ proptest! {
         let me = ReplicaId(me);
         let intent = if write { WRITE } else { READ };
         let leads = |shard: ShardId| view.topology.shard(shard).and_then(|shard| view.leader(shard)).is_some_and(|leader| leader.id == me);
-        match go(&view, me, &slots, intent, readonly) {
+        match go_on(&view, me, &slots, intent, footing) {
             Route::Moved { slot, host, port } => {
                 prop_assert!(!standalone && slots.contains(&slot.number()));
                 let shard = view.topology.shard_of_slot(slot).unwrap();
@@ -140,10 +165,15 @@ proptest! {
             }
             Route::Stale => {
                 prop_assert!(!write);
-                prop_assert!(readonly || slots.is_empty() || standalone);
+                prop_assert!(footing == Footing::Follower || slots.is_empty() || standalone);
+                prop_assert!(!standalone || footing != Footing::Leader);
             }
             Route::ReadOnly => prop_assert!(write && (standalone || slots.is_empty())),
-            Route::Hold => prop_assert!(write || !slots.is_empty()),
+            Route::Hold => prop_assert!(write || !slots.is_empty() || standalone && footing == Footing::Leader),
+            Route::Forward => {
+                prop_assert!(standalone && footing == Footing::Leader);
+                prop_assert!(!leads(ShardId(0)));
+            }
             Route::NotServed => prop_assert!(false, "every slot has a shard here"),
         }
     }

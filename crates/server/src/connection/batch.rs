@@ -19,8 +19,18 @@ pub(super) struct Terms {
     pub(super) protocol: Protocol,
     /// CLIENT NO-TOUCH: reads are no uses of their keys.
     pub(super) no_touch: bool,
-    /// To be read from this replica's own state, though it does not lead.
-    pub(super) stale: bool,
+    pub(super) way: Way,
+}
+
+/// Who runs a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// This replica, which leads.
+    Leads,
+    /// This replica, from its own state, though it does not lead.
+    Stale,
+    /// The leader, in this client's stead.
+    Forward,
 }
 
 /// A batch that takes more commands.
@@ -189,14 +199,19 @@ impl<E: Engine> Connection<E> {
     pub(super) async fn close_batch(&mut self) {
         let Some(Open { terms, batch, commands }) = self.open.take() else { return };
         let Some(engine) = self.engine.clone() else { return };
-        if batch.writes() == 0 && self.queue.is_empty() {
+        if batch.writes() == 0 && self.queue.is_empty() && terms.way != Way::Forward {
             return self.read(&engine, batch, commands, terms).await;
         }
-        if terms.stale {
+        if terms.way != Way::Leads && !self.queue.is_empty() {
+            // In its turn: the leader would not know in which order batches left here.
             return self.defer_batch(batch, terms);
         }
         let bytes = batch.size_bytes();
-        let mut work = Box::pin(engine.submit(batch, self.sink(terms.protocol)));
+        let out = self.sink(terms.protocol);
+        let mut work: Pin<Box<dyn Future<Output = _> + Send>> = match terms.way {
+            Way::Forward => Box::pin(engine.forward(terms.db, batch, out)),
+            Way::Leads | Way::Stale => Box::pin(engine.submit(batch, out)),
+        };
         let since = Instant::now();
         self.batches_in_flight += 1;
         self.bytes_in_flight += bytes;
@@ -218,7 +233,7 @@ impl<E: Engine> Connection<E> {
         self.out.take_at_most(Some(UNSENT_BYTES));
         self.out.reset_counts();
         let mark = self.out.mark();
-        let read = if terms.stale {
+        let read = if terms.way == Way::Stale {
             engine.read_stale(&batch, &mut self.out).await
         } else {
             engine.read(&batch, &mut self.out).await
@@ -353,7 +368,7 @@ impl<E: Engine> Connection<E> {
                 unknown.fetch_add(commands.len() as u64, Ordering::Relaxed);
                 (self.errors(commands.len(), dispatch::UNKNOWN, terms), true)
             }
-            Err(Failure::Refused(text)) => (self.errors(commands.len(), text, terms), false),
+            Err(Failure::Refused(text)) => (self.errors(commands.len(), &text, terms), false),
         };
         self.held_since = None;
         self.account(&mut out, 0, &commands, terms, since);

@@ -172,11 +172,11 @@ impl<E: Engine> Connection<E> {
     }
 
     pub(super) fn defer_batch(&mut self, batch: Batch, terms: Terms) {
-        self.deferred.push_back(Deferred::Batch { batch, terms: Terms { stale: false, ..terms } });
+        self.deferred.push_back(Deferred::Batch { batch, terms: Terms { way: Way::Leads, ..terms } });
     }
 
     pub(super) fn defer_command(&mut self, command: &'static Command, args: Args<'_>, terms: Terms) {
-        let terms = Terms { stale: false, ..terms };
+        let terms = Terms { way: Way::Leads, ..terms };
         if let Some(Deferred::Batch { batch, terms: same }) = self.deferred.back_mut()
             && *same == terms
         {

@@ -413,6 +413,98 @@ async fn followers_serve_reads_after_readonly_as_long_as_they_are_fresh() {
 }
 
 #[tokio::test]
+async fn who_came_to_the_leader_of_a_standalone_cluster_is_served_by_the_next_one() {
+    let replica = Scripted::leading(Mode::Standalone);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("SELECT 3\r\nSET bar 1\r\n").await;
+    client.expect("+OK\r\n+OK\r\n").await;
+    replica.elect(0, 2, 2);
+    client.send("INCR bar\r\nGET bar\r\nPING\r\nINCRBY bar x\r\n").await;
+    client.expect(":2\r\n$1\r\n2\r\n+PONG\r\n-ERR value is not an integer or out of range\r\n").await;
+    let forwarded = replica.log().iter().filter(|line| *line == "forwarded to database 3").count();
+    assert!(forwarded >= 2, "{:?}", replica.log());
+
+    // The one after that does not lead when it is asked; then it is there.
+    replica.expect([Step::NotLeader]);
+    client.send("INCR bar\r\n").await;
+    client.expect(":3\r\n").await;
+    // It finds no leader, and when there is one, it is this replica.
+    let decide = replica.expect_later();
+    client.send("DECR bar\r\n").await;
+    client.expect_silence().await;
+    replica.elect(0, 3, 1);
+    assert!(decide.send(Step::NotLeader).is_ok());
+    client.expect(":2\r\n").await;
+    assert_eq!(replica.log().last().unwrap(), "DECR bar", "it is not forwarded");
+    replica.elect(0, 4, 2);
+    client.send("INCR bar\r\n").await;
+    client.expect(":3\r\n").await;
+    // Nobody knows what became of this one.
+    replica.expect([Step::Unknown]);
+    client.send("INCR bar\r\n").await;
+    client.expect(&format!("-{}\r\n", crate::dispatch::UNKNOWN)).await;
+    client.send("GET bar\r\n").await;
+    client.expect("$1\r\n3\r\n").await;
+
+    // Who asks a follower is told.
+    let mut other = server.client().await;
+    other.send("SELECT 3\r\nGET bar\r\nINCR bar\r\n").await;
+    let read_only = "-READONLY You can't write against a read only replica.\r\n";
+    other.expect(&format!("+OK\r\n$1\r\n3\r\n{read_only}")).await;
+}
+
+#[tokio::test]
+async fn who_came_to_the_leader_does_not_read_the_past_of_a_deposed_one() {
+    let replica = Scripted::leading(Mode::Standalone);
+    let server = Server::start(Some(&replica)).await;
+    let mut client = server.client().await;
+    client.send("SET bar 1\r\n").await;
+    client.expect("+OK\r\n").await;
+    replica.depose(0, 2);
+    client.send("GET bar\r\nSET bar 2\r\n").await;
+    client.expect_silence().await;
+    replica.elect(0, 3, 3);
+    client.expect("$1\r\n1\r\n+OK\r\n").await;
+    replica.depose(0, 4);
+    replica.silence(&[2, 3]);
+    client.send("GET bar\r\n").await;
+    client.expect(DOWN).await;
+}
+
+#[tokio::test]
+async fn who_came_to_a_deposed_leader_is_let_go_when_it_has_nothing_to_do() {
+    let replica = Scripted::leading(Mode::Standalone);
+    let server = Server::start(Some(&replica)).await;
+    let (mut idle, mut busy) = (server.client().await, server.client().await);
+    for client in [&mut idle, &mut busy] {
+        client.send("SET bar 1\r\n").await;
+        client.expect("+OK\r\n").await;
+    }
+    replica.elect(0, 2, 2);
+    let mut reader = server.client().await;
+    reader.send("GET bar\r\n").await;
+    reader.expect("$1\r\n1\r\n").await;
+    // As the port does when its replica does not lead any more.
+    server.shared.port.clients.all().iter().for_each(|client| client.tell());
+    let began = Instant::now();
+    let ending = tokio::spawn(async move { idle.expect_end().await });
+    while !ending.is_finished() {
+        assert!(began.elapsed() < PATIENCE, "an idle client stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        busy.send("GET bar\r\n").await;
+        busy.expect("$1\r\n1\r\n").await;
+    }
+    ending.await.unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    // Who asked for a follower has one.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    reader.send("GET bar\r\n").await;
+    reader.expect("$1\r\n1\r\n").await;
+    busy.expect_end().await;
+}
+
+#[tokio::test]
 async fn replies_can_be_turned_off() {
     let replica = Scripted::leading(Mode::Cluster);
     let server = Server::start(Some(&replica)).await;
@@ -610,6 +702,7 @@ async fn a_standalone_leader_takes_keys_of_all_slots() {
         )
         .await;
     replica.elect(0, 2, 2);
+    let mut client = server.client().await;
     client.send("SELECT 0\r\nSET a 1\r\nGET a\r\n").await;
     client.expect("+OK\r\n-READONLY You can't write against a read only replica.\r\n$1\r\n1\r\n").await;
 }

@@ -3,7 +3,7 @@
 use super::double::format_double;
 use crate::slowlog::SlowCommand;
 use kvorum_keyspace::{Args, Command, Sink, Slot};
-use kvorum_node::ReplySink;
+use kvorum_node::{ForwardedReplies, ReplySink};
 use std::time::Duration;
 
 /// Version of RESP that a client asked for.
@@ -92,7 +92,7 @@ impl RespSink {
 
     /// Which of the replies counted so far are errors, with their texts, in order.
     pub(crate) fn errors(&self) -> impl Iterator<Item = (usize, &[u8])> {
-        self.errors.iter().map(|&(reply, at)| (reply, line_at(&self.bytes, at + 1)))
+        self.errors.iter().map(|&(reply, at)| (reply, line_at(&self.bytes, at.saturating_add(1))))
     }
 
     /// Starts counting replies anew.
@@ -170,6 +170,21 @@ impl RespSink {
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.part();
         self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Where the errors counted so far stand: the number of the reply, and where it starts.
+    pub(crate) fn error_places(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.errors.iter().copied()
+    }
+
+    /// Complete replies that another sink has encoded, and the places of the errors among them.
+    pub(crate) fn replies_of_another(&mut self, other: &ForwardedReplies) {
+        let (replies, start) = (self.replies, self.bytes.len());
+        let places = other.errors.iter();
+        self.errors
+            .extend(places.map(|(reply, at)| (replies.saturating_add(*reply), start.saturating_add(*at))));
+        self.replies += other.count;
+        self.bytes.extend_from_slice(&other.encoded);
     }
 
     fn part(&mut self) {
