@@ -36,7 +36,7 @@ use crate::stats::{Tally, count_error};
 use kvorum_cluster::{Footing, Mode, ReplicaId, View};
 use kvorum_keyspace::{Args, Command, Sink};
 use kvorum_node::{Batch, HandoverError, ReadError, ReplySink};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -68,6 +68,8 @@ const FIRST_REPLY_BYTES: usize = UNSENT_BYTES / 16;
 /// long: it will look for the leader. Redis disconnects it at once, in the middle of whatever it does.
 const LEAVE_AFTER: Duration = Duration::from_secs(1);
 const LEAVE_SPREAD_MS: u64 = 1000;
+/// So old may be what a client that connects knows of who leads.
+const LED_LATELY: Duration = Duration::from_secs(1);
 /// Replies of the session share a sink until it holds this much.
 const SHARED_SINK_BYTES: usize = 16 * 1024;
 
@@ -79,17 +81,35 @@ pub(crate) struct Shared<E> {
     engine: RwLock<Option<Arc<E>>>,
     /// Set when the connections are to finish what they have and end.
     pub(crate) draining: AtomicBool,
+    /// In a standalone cluster: when the replica ceased to lead.
+    demoted: Mutex<Option<Instant>>,
 }
 
 impl<E> Shared<E> {
     /// A port without a replica yet.
     pub(crate) fn new(port: Port) -> Shared<E> {
-        Shared { port: Arc::new(port), engine: RwLock::default(), draining: AtomicBool::new(false) }
+        Shared {
+            port: Arc::new(port),
+            engine: RwLock::default(),
+            draining: AtomicBool::new(false),
+            demoted: Mutex::default(),
+        }
     }
 
     /// The replica behind the port as of now.
     pub(crate) fn engine(&self) -> Option<Arc<E>> {
         self.engine.read().clone()
+    }
+
+    /// The replica of a standalone cluster does not lead any more. Clients that have nothing to do learn of that when they are told.
+    pub(crate) fn demoted(&self) {
+        *self.demoted.lock() = Some(Instant::now());
+        self.port.clients.all().iter().for_each(|client| client.tell());
+    }
+
+    /// Whether who connects now may have been told that this is where the leader is.
+    fn led_lately(&self) -> bool {
+        self.demoted.lock().is_some_and(|demoted| demoted.elapsed() < LED_LATELY)
     }
 
     /// From here on this replica is behind the port. Connections that are there go on with it.
@@ -127,7 +147,7 @@ struct Connection<E> {
     sent: usize,
     /// What the server knows of the cluster, as of this turn.
     view: Option<Arc<View>>,
-    /// In a standalone cluster: this replica was the leader at some turn of this connection.
+    /// In a standalone cluster: this replica was the leader at some turn of this connection, or right before it was made.
     led: bool,
     /// And does not lead now: the client is served by another one, through this.
     guest: bool,
@@ -185,7 +205,7 @@ pub(crate) async fn serve<E: Engine>(shared: Arc<Shared<E>>, stream: TcpStream, 
         out: RespSink::default(),
         sent: 0,
         view: None,
-        led: false,
+        led: shared.led_lately(),
         guest: false,
         leave: None,
         open: None,

@@ -405,12 +405,11 @@ impl Ports {
 }
 
 impl OpenPort {
-    /// Clients that have nothing to do learn of a change when they are told.
     fn note_leader(&mut self, id: ShardId, view: &View) {
         let leader = view.topology.shard(id).and_then(|shard| view.leader(shard)).map(|leader| leader.id);
         let leads = leader.is_some() && leader == self.shared.engine().map(|engine| engine.id());
         if std::mem::replace(&mut self.led, leads) && !leads {
-            self.shared.port.clients.all().iter().for_each(|client| client.tell());
+            self.shared.demoted();
         }
     }
 

@@ -486,22 +486,27 @@ async fn who_came_to_a_deposed_leader_is_let_go_when_it_has_nothing_to_do() {
     reader.send("GET bar\r\n").await;
     reader.expect("$1\r\n1\r\n").await;
     // As the port does when its replica does not lead any more.
-    server.shared.port.clients.all().iter().for_each(|client| client.tell());
+    server.shared.demoted();
+    // Somebody was told a moment ago that the leader is here.
+    let mut late = server.client().await;
+    late.send("INCR bar\r\n").await;
+    late.expect(":2\r\n").await;
     let began = Instant::now();
     let ending = tokio::spawn(async move { idle.expect_end().await });
     while !ending.is_finished() {
         assert!(began.elapsed() < PATIENCE, "an idle client stays");
         tokio::time::sleep(Duration::from_millis(50)).await;
         busy.send("GET bar\r\n").await;
-        busy.expect("$1\r\n1\r\n").await;
+        busy.expect("$1\r\n2\r\n").await;
     }
     ending.await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(1));
     // Who asked for a follower has one.
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    reader.send("GET bar\r\n").await;
-    reader.expect("$1\r\n1\r\n").await;
+    reader.send("GET bar\r\nINCR bar\r\n").await;
+    reader.expect("$1\r\n2\r\n-READONLY You can't write against a read only replica.\r\n").await;
     busy.expect_end().await;
+    late.expect_end().await;
 }
 
 #[tokio::test]
