@@ -457,20 +457,21 @@ async fn subscribers_hear_of_a_new_leader_as_soon_as_it_serves() -> Result<()> {
             }
         });
     }
-    // A client of each server writes without a pause; only the leader's succeed. Each time on a connection of its own, for what was
-    // connected to the leader is served when that leads no more.
+    // A client of each server writes without a pause, while that leads: what is connected to the leader is served when it leads no more.
     let (wrote, mut writes) = tokio::sync::mpsc::unbounded_channel();
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = Vec::new();
     for number in cluster.numbers() {
-        let addr = cluster.addr(number, 0);
+        let mut connection = cluster.connect(number, 0).await?;
         let (wrote, stop) = (wrote.clone(), Arc::clone(&stop));
         writers.push(tokio::spawn(async move {
             let mut succeeded = false;
             while !stop.load(Ordering::Relaxed) {
-                let Ok(mut connection) = Connection::open(&addr).await else { return };
-                let Ok(reply) = connection.call(&["SET", "k", "v"]).await else { return };
-                let succeeds = reply == Value::ok();
+                let Ok(role) = connection.call(&["ROLE"]).await else { return };
+                let leads =
+                    role.items().and_then(|items| items.first()?.text()).is_some_and(|role| role == "master");
+                let succeeds = leads
+                    && connection.call(&["SET", "k", "v"]).await.is_ok_and(|reply| reply == Value::ok());
                 if succeeds && !succeeded {
                     let _ = wrote.send((number, Instant::now()));
                 }

@@ -154,8 +154,10 @@ impl Node {
         match started.await {
             Ok((node, listener)) => {
                 *node.0.runtime.lock() = Some(runtime);
+                // Whoever is told from here on to take this server in, does all that follows from it.
+                let membership = node.membership();
                 node.serve_peers(listener);
-                if let Err(error) = node.resume().await {
+                if let Err(error) = node.resume(membership).await {
                     node.shutdown().await;
                     return Err(error);
                 }
@@ -175,8 +177,13 @@ impl Node {
     /// See [`StartError`].
     pub async fn start_with(config: NodeConfig, platform: Platform) -> Result<Node, StartError> {
         let node = Node::open(config, platform)?;
-        node.resume().await?;
+        node.resume(node.membership()).await?;
         Ok(node)
+    }
+
+    /// Its place in a cluster, if it has one.
+    fn membership(&self) -> Option<Membership> {
+        self.0.identity.lock().cluster.clone()
     }
 
     /// Opens what is on disk. To be called on the runtime that is to run the node.
@@ -226,9 +233,8 @@ impl Node {
         Ok(node)
     }
 
-    /// Takes up the place in the cluster that the identity names, if there is one.
-    async fn resume(&self) -> Result<(), StartError> {
-        let membership = self.0.identity.lock().cluster.clone();
+    /// Takes up the place in the cluster that it had when it was started, if it had one.
+    async fn resume(&self, membership: Option<Membership>) -> Result<(), StartError> {
         if let Some(membership) = membership {
             if let Some(topology) = self.cached_topology() {
                 self.0.views.learn_topology(Arc::new(topology));
