@@ -87,6 +87,16 @@ impl View {
         member(shard, self.leaders.leader(shard.id)?)
     }
 
+    /// The replica that leads the shard of this one; `None` also when this one is no member of any.
+    pub fn leader_of(&self, replica: ReplicaId) -> Option<&Replica> {
+        self.topology.replica(replica).and_then(|(shard, _)| self.leader(shard))
+    }
+
+    /// Whether this replica leads its shard.
+    pub fn leads(&self, replica: ReplicaId) -> bool {
+        self.leader_of(replica).is_some_and(|leader| leader.id == replica)
+    }
+
     /// The replica that is shown to clients as the master of a shard; exactly one at any time.
     ///
     /// It is the leader; while that is unknown, the last known one (the preferred one when there was none) unless

@@ -88,8 +88,7 @@ pub fn route(
 
 /// A command that cannot be redirected: without keys, or in a standalone cluster.
 fn route_here(view: &View, me: ReplicaId, intent: Intent, footing: Footing) -> Route {
-    let leader = view.topology.replica(me).and_then(|(shard, _)| view.leader(shard));
-    match (leader, intent) {
+    match (view.leader_of(me), intent) {
         (Some(leader), _) if leader.id == me => Route::Local,
         (Some(_), _) if footing == Footing::Leader => Route::Forward,
         (None, _) if footing == Footing::Leader => Route::Hold,

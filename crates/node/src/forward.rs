@@ -24,20 +24,12 @@ const TRAVEL: Duration = Duration::from_secs(1);
 /// Runs a batch that another server forwarded on a shard of this one, with replies in that version of RESP.
 pub trait RunsForwarded: Send + Sync {
     /// Never tells that something did not run that may have.
-    fn run(&self, shard: Shard, batch: Batch, protocol: u32) -> BoxFuture<'static, Forwarded>;
-}
-
-/// What came of a forwarded batch on the server that was asked.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Forwarded {
-    /// It ran.
-    Replies(ForwardedReplies),
-    /// Definite: nothing ran, this server does not lead.
-    NotLeader,
-    /// Definite: nothing ran, and this is the error of each command.
-    Refused(String),
-    /// Indefinite.
-    Unknown,
+    fn run(
+        &self,
+        shard: Shard,
+        batch: Batch,
+        protocol: u32,
+    ) -> BoxFuture<'static, Result<ForwardedReplies, ForwardError>>;
 }
 
 /// All replies of a batch.
@@ -158,11 +150,12 @@ impl Node {
         let mut batch = Batch::unpack(&request.commands, database).map_err(|error| error.to_string())?;
         batch.leave_untouched(request.untouching);
         let outcome = match host.run(shard, batch, request.protocol).await {
-            Forwarded::Replies(replies) => Outcome::Replies(replies.into()),
-            Forwarded::NotLeader => Outcome::NotLeader(true),
-            Forwarded::Refused(text) => Outcome::Refused(text),
-            Forwarded::Unknown => Outcome::Unknown(true),
+            Ok(replies) => Some(Outcome::Replies(replies.into())),
+            Err(ForwardError::NotLeader(_)) => Some(Outcome::NotLeader(true)),
+            Err(ForwardError::NotTaken(_)) => None,
+            Err(ForwardError::Refused(text)) => Some(Outcome::Refused(text)),
+            Err(ForwardError::Unknown) => Some(Outcome::Unknown(true)),
         };
-        Ok(rpc::ForwardReply { outcome: Some(outcome) })
+        Ok(rpc::ForwardReply { outcome })
     }
 }

@@ -43,7 +43,7 @@ pub use batch::{Batch, ReplySink};
 pub use clock::{SystemTimeSource, TimeSource};
 pub use config::{CHUNK_BYTES, LEADER_CALM, NodeConfig, ReadMode, Timing};
 pub use contact::{Answer, Call, Contact};
-pub use forward::{ForwardError, Forwarded, ForwardedReplies, RunsForwarded};
+pub use forward::{ForwardError, ForwardedReplies, RunsForwarded};
 pub use handover::HandoverError;
 pub use identity::IdentityError;
 pub use kvorum_raft::metrics::{Buckets, Metrics};

@@ -22,11 +22,11 @@ mod hold;
 #[cfg(test)]
 mod tests;
 
-use self::batch::{Commands, Dispatched, Open, Running, Terms, Way, Work};
+use self::batch::{Commands, Dispatched, Open, Running, Terms, Work};
 use self::hold::Deferred;
 use crate::clients::Client;
 use crate::crowd::Newcomer;
-use crate::dispatch::{self, Course};
+use crate::dispatch::{self, Course, Way};
 use crate::engine::{Engine, Failure};
 use crate::port::{Place, Port, Replica};
 use crate::resp::{Limits, Protocol, RequestDecoder, RespSink};
@@ -370,8 +370,7 @@ impl<E: Engine> Connection<E> {
         if view.topology.mode == Mode::Cluster {
             return;
         }
-        let shard = view.topology.replica(engine.id()).map(|(shard, _)| shard);
-        let leads = shard.and_then(|shard| view.leader(shard)).is_some_and(|leader| leader.id == engine.id());
+        let leads = view.leads(engine.id());
         self.led |= leads;
         self.guest = self.led && !leads;
     }
@@ -560,17 +559,11 @@ impl<E: Engine> Connection<E> {
                 }
             });
         };
-        let course = match dispatch::course(view, engine.id(), command, args, self.footing(terms)) {
-            Course::Local => Ok(Way::Leads),
-            Course::Stale => Ok(Way::Stale),
-            Course::Forward => Ok(Way::Forward),
-            Course::Hold => Err(None),
-            Course::Refused(text) => Err(Some(text)),
-        };
-        let refusal = match course {
+        let refusal = match dispatch::course(view, engine.id(), command, args, self.footing(terms)) {
             // What was forwarded in vain may run here by now, and the other way round.
-            Ok(way) => return self.add_to_batch(command, args, Terms { way, ..terms }).await,
-            Err(refusal) => refusal,
+            Course::Run(way) => return self.add_to_batch(command, args, Terms { way, ..terms }).await,
+            Course::Hold => None,
+            Course::Refused(text) => Some(text),
         };
         self.close_batch().await;
         match refusal {

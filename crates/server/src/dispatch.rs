@@ -23,16 +23,23 @@ pub(crate) const UNKNOWN: &str = "UNKNOWN the outcome is not known: the leader c
 /// Where a command goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Course {
-    /// To this replica, which leads.
-    Local,
-    /// To this replica's own state.
-    Stale,
-    /// To the leader, in the client's stead.
-    Forward,
+    /// It can run.
+    Run(Way),
     /// Nowhere yet: the client is held until there is a leader.
     Hold,
     /// Nowhere: this is its reply.
     Refused(String),
+}
+
+/// Who runs a command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// This replica, which leads.
+    Leads,
+    /// This replica, from its own state, though it does not lead.
+    Stale,
+    /// The leader, in this client's stead.
+    Forward,
 }
 
 /// Where a command of the keyspace goes that arrived at replica `me`.
@@ -51,11 +58,11 @@ pub(crate) fn course(
     match route(view, me, slots.into_iter(), intent, footing) {
         Route::Local => match refused_in_cluster(view, command, args) {
             Some(error) => Course::Refused(error),
-            None => Course::Local,
+            None => Course::Run(Way::Leads),
         },
-        Route::Stale => Course::Stale,
+        Route::Stale => Course::Run(Way::Stale),
         Route::Hold => Course::Hold,
-        Route::Forward => Course::Forward,
+        Route::Forward => Course::Run(Way::Forward),
         Route::Moved { slot, host, port } => Course::Refused(moved(slot, &host, port)),
         Route::CrossSlot => Course::Refused(CROSS_SLOT.to_owned()),
         Route::NotServed => Course::Refused(NOT_SERVED.to_owned()),

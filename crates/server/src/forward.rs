@@ -3,10 +3,9 @@
 use crate::dispatch;
 use crate::engine::{self, Failure};
 use crate::resp::{Protocol, RespSink};
-use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use kvorum_node::{Batch, Forwarded, ForwardedReplies, Node, ReadError, RunsForwarded, Shard};
+use kvorum_node::{Batch, ForwardError, ForwardedReplies, Node, ReadError, RunsForwarded, Shard};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
@@ -21,14 +20,19 @@ pub(crate) fn run_forwarded(node: &Node) {
 }
 
 impl RunsForwarded for Host {
-    fn run(&self, shard: Shard, batch: Batch, protocol: u32) -> BoxFuture<'static, Forwarded> {
+    fn run(
+        &self,
+        shard: Shard,
+        batch: Batch,
+        protocol: u32,
+    ) -> BoxFuture<'static, Result<ForwardedReplies, ForwardError>> {
         let protocol = if protocol == 3 { Protocol::Resp3 } else { Protocol::Resp2 };
         let running = self.clients.spawn(run(shard, batch, protocol));
-        running.map(|ran| ran.unwrap_or(Forwarded::Unknown)).boxed()
+        running.map(|ran| ran.unwrap_or(Err(ForwardError::Unknown))).boxed()
     }
 }
 
-async fn run(shard: Shard, batch: Batch, protocol: Protocol) -> Forwarded {
+async fn run(shard: Shard, batch: Batch, protocol: Protocol) -> Result<ForwardedReplies, ForwardError> {
     let mut out = Box::new(RespSink::new(protocol));
     let ran = if batch.writes() > 0 {
         engine::submit(shard, batch, out).await
@@ -42,19 +46,11 @@ async fn run(shard: Shard, batch: Batch, protocol: Protocol) -> Forwarded {
         Ok(mut out) => {
             // A shard of a standalone cluster has all slots.
             out.resolve_unserved(|_| dispatch::NOT_SERVED.to_owned());
-            Forwarded::Replies(give_replies(&out))
+            Ok(out.take_for_another())
         }
-        Err(Failure::NotLeader(_)) => Forwarded::NotLeader,
-        Err(Failure::Unknown) => Forwarded::Unknown,
-        Err(Failure::Refused(text)) => Forwarded::Refused(text.into_owned()),
-    }
-}
-
-fn give_replies(out: &RespSink) -> ForwardedReplies {
-    ForwardedReplies {
-        encoded: Bytes::copy_from_slice(out.bytes()),
-        count: out.replies(),
-        errors: out.error_places().collect(),
+        Err(Failure::NotLeader(batch)) => Err(ForwardError::NotLeader(batch)),
+        Err(Failure::Unknown) => Err(ForwardError::Unknown),
+        Err(Failure::Refused(text)) => Err(ForwardError::Refused(text.into_owned())),
     }
 }
 
@@ -73,10 +69,11 @@ mod tests {
         written.error(b"WRONG inside");
         written.null();
         written.error(b"LAST one");
+        let expected = [b"+OK\r\n", written.bytes()].concat();
         let mut out = RespSink::new(Protocol::Resp3);
         out.ok();
-        out.replies_of_another(&give_replies(&written));
-        assert_eq!(out.bytes(), [b"+OK\r\n", written.bytes()].concat());
+        out.replies_of_another(&written.take_for_another());
+        assert_eq!(out.bytes(), expected);
         assert_eq!(out.replies(), 6);
         let errors: Vec<_> = out.errors().collect();
         assert_eq!(errors, [(2, &b"ERR no"[..]), (5, b"LAST one")]);

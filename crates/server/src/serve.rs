@@ -341,7 +341,7 @@ impl Ports {
         let now = Instant::now();
         for (id, port) in &mut self.open {
             if view.topology.mode == Mode::Standalone {
-                port.note_leader(*id, &view);
+                port.note_leader(&view);
             }
             let placed = view.topology.shard(*id).is_none_or(|shard| shard.replica_on(server).is_some());
             port.closes = match port.closes {
@@ -405,9 +405,8 @@ impl Ports {
 }
 
 impl OpenPort {
-    fn note_leader(&mut self, id: ShardId, view: &View) {
-        let leader = view.topology.shard(id).and_then(|shard| view.leader(shard)).map(|leader| leader.id);
-        let leads = leader.is_some() && leader == self.shared.engine().map(|engine| engine.id());
+    fn note_leader(&mut self, view: &View) {
+        let leads = self.shared.engine().is_some_and(|engine| view.leads(engine.id()));
         if std::mem::replace(&mut self.led, leads) && !leads {
             self.shared.demoted();
         }

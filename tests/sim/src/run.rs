@@ -49,12 +49,16 @@ pub(crate) struct Report {
 
 /// Runs one seed on a runtime of its own. The same seed gives the same run, in the same program.
 pub(crate) fn run(seed: u64, keep_trace: bool) -> Report {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime().block_on(simulate(seed, keep_trace))
+}
+
+/// A runtime of one thread, whose time moves when nothing else does.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
-        .expect("a runtime of one thread");
-    runtime.block_on(simulate(seed, keep_trace))
+        .expect("a runtime of one thread")
 }
 
 /// What kind of cluster a run has.

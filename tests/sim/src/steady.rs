@@ -4,7 +4,7 @@
 //! machine, and it counts how long a shard is without one. Simulated time is exact, so these are bars that a test can hold.
 
 use crate::nemesis::Restless;
-use crate::run::{Shape, World};
+use crate::run::{Shape, World, runtime};
 use crate::trace::{Trace, say};
 use kvorum_cluster::{Durability, ShardId};
 use kvorum_raft::Weather;
@@ -44,12 +44,7 @@ pub(crate) const TROUBLES: [Trouble; 4] = [Trouble::None, Trouble::Disks, Troubl
 
 /// One cluster under one trouble; how long its shards were without a leader after each kill, when there was no trouble.
 pub(crate) fn run(seed: u64, trouble: Trouble) -> Result<Vec<Duration>, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .map_err(|error| error.to_string())?;
-    runtime.block_on(bear(seed, trouble))
+    runtime().block_on(bear(seed, trouble))
 }
 
 async fn bear(seed: u64, trouble: Trouble) -> Result<Vec<Duration>, String> {

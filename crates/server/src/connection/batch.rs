@@ -19,18 +19,8 @@ pub(super) struct Terms {
     pub(super) protocol: Protocol,
     /// CLIENT NO-TOUCH: reads are no uses of their keys.
     pub(super) no_touch: bool,
+    /// Who runs it.
     pub(super) way: Way,
-}
-
-/// Who runs a batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Way {
-    /// This replica, which leads.
-    Leads,
-    /// This replica, from its own state, though it does not lead.
-    Stale,
-    /// The leader, in this client's stead.
-    Forward,
 }
 
 /// A batch that takes more commands.

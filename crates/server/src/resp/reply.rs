@@ -172,9 +172,13 @@ impl RespSink {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Where the errors counted so far stand: the number of the reply, and where it starts.
-    pub(crate) fn error_places(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.errors.iter().copied()
+    /// The complete replies counted so far, for another sink; they are taken out of this one.
+    pub(crate) fn take_for_another(&mut self) -> ForwardedReplies {
+        ForwardedReplies {
+            encoded: std::mem::take(&mut self.bytes).into(),
+            count: std::mem::take(&mut self.replies),
+            errors: std::mem::take(&mut self.errors),
+        }
     }
 
     /// Complete replies that another sink has encoded, and the places of the errors among them.
