@@ -22,6 +22,7 @@ use openraft_rt::{AsyncRuntime, Instant as _};
 use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::sync::watch;
+use tracing::info;
 
 use crate::{
     clock::{Environment, Moment},
@@ -138,6 +139,7 @@ impl Campaign {
                     late = Duration::ZERO;
                 }
                 Some(_) => {
+                    self.tell();
                     if self.raft.trigger().elect(true).await.is_err() {
                         return;
                     }
@@ -146,6 +148,22 @@ impl Campaign {
                 None => self.rest().await,
             }
         }
+    }
+
+    /// Tells why this replica stands.
+    fn tell(&self) {
+        let status = self.status.borrow().clone();
+        let Some((last, longest)) = self.hearing.of(status.term) else { return };
+        let silent_ms = Moment::now().0.saturating_sub(last).as_millis();
+        let longest_pause_ms = longest.as_millis();
+        info!(
+            group = self.group,
+            term = status.term,
+            leader = status.leader,
+            silent_ms,
+            longest_pause_ms,
+            "the leader is silent: asking for votes"
+        );
     }
 
     /// As long as openraft rests between two attempts at least, so that answers have time to arrive, and not always equally long.

@@ -29,6 +29,8 @@ const SEALED_SEGMENTS_UNTOUCHED: usize = 4;
 const LIVE_PARTS_MAX: u64 = 8;
 /// Bytes copied per turn, at least one entry.
 const COPY_BYTES: usize = 256 << 10;
+/// A sync that takes longer is told of: writes, votes and new leaders wait for it.
+const SLOW_SYNC: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -428,6 +430,9 @@ impl Writer {
         counters.sync_max_us.fetch_max(us, Ordering::Relaxed);
         counters.sync_recent_us.fetch_max(us, Ordering::Relaxed);
         counters.sync_times.record(took);
+        if took >= SLOW_SYNC {
+            tracing::warn!(took_ms = took.as_millis(), "the disk took long to sync the log");
+        }
         self.synced = self.synced.max(sequence);
         counters.synced.store(self.synced, Ordering::Relaxed);
     }

@@ -15,6 +15,8 @@ use crate::tools::Program;
 const DEPTH: usize = 16;
 /// How often it is looked who leads.
 const SLICE: Duration = Duration::from_secs(60);
+/// Time for what happens after a failure.
+const AFTERWARDS: Duration = Duration::from_secs(3);
 
 /// Arguments of `cargo xtask soak load`.
 #[derive(Debug, clap::Args)]
@@ -50,7 +52,10 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     for minute in 1..=args.minutes {
         let (set, get) = (Template::set(values.prefix, values.bytes), Template::get(values.prefix));
         let both = both(&targets, &set, &get).await;
-        let [set, get] = both.inspect_err(|_| cluster.print_logs())?;
+        if both.is_err() {
+            tell(&cluster).await;
+        }
+        let [set, get] = both?;
         let p99 = |measured: &Measured| measured.latency.percentile(99.0).as_secs_f64() * 1e3;
         println!(
             "| {minute} | {:.0} | {:.2} | {:.0} | {:.2} |",
@@ -61,7 +66,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         );
         let now = self::leaders(&cluster)?;
         if now != leaders {
-            cluster.print_logs();
+            tell(&cluster).await;
         }
         ensure!(
             now == leaders,
@@ -72,6 +77,16 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     }
     println!("\nno error and no change of a leader in {:.0?}", began.elapsed());
     Ok(())
+}
+
+/// What the servers have to say about a failure, a moment after it.
+async fn tell(cluster: &Cluster) {
+    tokio::time::sleep(AFTERWARDS).await;
+    cluster.print_logs();
+    match leaders(cluster) {
+        Ok(leaders) => eprintln!("leaders and terms now: {}", leaders.join(", ")),
+        Err(error) => eprintln!("leaders and terms now: {error:#}"),
+    }
 }
 
 /// SET and GET at the same time, each from a thread of its own with half of the connections.
