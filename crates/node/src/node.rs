@@ -521,6 +521,7 @@ impl Node {
         let replica = Replica::new(
             (shard.id, me),
             LogClock::new(Arc::clone(&inner.platform.time)),
+            Arc::clone(&inner.views),
             inner.platform.observer.clone(),
         );
         let group = inner.host.open(GroupId(shard.group), me.0, Arc::clone(&replica) as _).await?;

@@ -6,6 +6,7 @@ use crate::clock::LogClock;
 use crate::platform::Observer;
 use crate::proposer::Submission;
 use crate::stopwatch::{Stopwatch, tell_if_slow};
+use crate::views::Views;
 use bytes::Bytes;
 use kvorum_cluster::{Refusal, ReplicaId, ShardId, ShardMachine, ShardSnapshot, Witness};
 use kvorum_keyspace::{NullSink, Sink};
@@ -53,6 +54,7 @@ pub(crate) struct Replica {
     /// Why it serves no more; set once.
     wrong: OnceLock<String>,
     id: (ShardId, ReplicaId),
+    views: Arc<Views>,
     observer: Option<Arc<dyn Observer>>,
 }
 
@@ -60,10 +62,12 @@ impl Replica {
     pub(crate) fn new(
         id: (ShardId, ReplicaId),
         clock: LogClock,
+        views: Arc<Views>,
         observer: Option<Arc<dyn Observer>>,
     ) -> Arc<Replica> {
         Arc::new(Replica {
             id,
+            views,
             observer,
             machine: RwLock::new(ShardMachine::new()),
             clock,
@@ -261,6 +265,11 @@ impl Machine for Replica {
         }
         self.assembling_bytes.store(machine.assembling_bytes(), Ordering::Relaxed);
         self.clock.entered(term);
+    }
+
+    /// Whoever is told who leads by another server, and comes here, must not be sent back to the one who led before.
+    fn voted(&self, term: u64) {
+        self.views.learn_vacancy(self.id.0, term);
     }
 
     fn passing_bytes(&self) -> u64 {

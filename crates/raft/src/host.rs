@@ -259,7 +259,7 @@ impl Host {
         let promised = state.vote.is_some() || state.last.is_some();
         let gate = Arc::new(VoteGate::new(environment.clone(), timing.lease(), promised));
         let lease = Arc::new(Lease::new(me, timing.lease(), environment.clone()));
-        let store = LogStore::new(log.clone(), lease.clone());
+        let store = LogStore::new(log.clone(), lease.clone(), machine.clone());
         let network = Network {
             group: group.0,
             me,

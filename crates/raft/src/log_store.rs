@@ -1,7 +1,7 @@
 //! The WAL as openraft's log store.
 //!
 //! Votes and truncations are awaited; entries are handed over and acknowledged by the WAL's callback. On the way to the disk the lease hears
-//! of votes and memberships first (rules 6 and 8 of [`lease`](crate::lease)). Any error is fatal to the group, as openraft has it.
+//! of votes and memberships first (rules 6 and 8 of [`lease`](crate::lease)), and the machine of votes. Any error is fatal to the group, as openraft has it.
 
 use std::{
     fmt::Debug,
@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     lease::Lease,
+    machine::Machine,
     transport::FRAME_BYTES,
     types::{
         Types, ballot, entry_from_record, entry_to_record, log_id_from_wire, log_id_to_wire,
@@ -43,11 +44,12 @@ const APPLY_BYTES: usize = 1 << 20;
 pub(crate) struct LogStore {
     log: GroupLog,
     lease: Arc<Lease>,
+    machine: Arc<dyn Machine>,
 }
 
 impl LogStore {
-    pub(crate) fn new(log: GroupLog, lease: Arc<Lease>) -> LogStore {
-        LogStore { log, lease }
+    pub(crate) fn new(log: GroupLog, lease: Arc<Lease>, machine: Arc<dyn Machine>) -> LogStore {
+        LogStore { log, lease, machine }
     }
 
     fn entries(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<EntryOf<Types>>> {
@@ -178,7 +180,12 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &VoteOf<Types>) -> io::Result<()> {
-        self.lease.vote_saved(ballot(vote));
+        let ballot = ballot(vote);
+        self.lease.vote_saved(ballot);
+        self.machine.voted(ballot.term);
+        if !ballot.committed {
+            tracing::info!(group = self.log.id().0, term = ballot.term, candidate = ballot.replica, "voted");
+        }
         let bytes = Bytes::from(vote_to_wire(vote).encode_to_vec());
         finish(|done| self.log.save_vote(bytes, done)).await
     }

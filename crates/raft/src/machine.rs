@@ -52,6 +52,10 @@ pub trait Machine: Send + Sync + 'static {
     /// An entry of Raft's own stands at `index`: the first of a leader's term, or a change of members.
     fn blank(&self, index: u64, term: u64);
 
+    /// This replica is about to vote in `term`, for itself or another: who led an earlier term leads no more, as far as it is
+    /// concerned. Called before anybody can learn of that vote, so before that term has a leader. Must not block.
+    fn voted(&self, _term: u64) {}
+
     /// The state as it is now, between two entries. Takes no longer than an entry: it copies roots, not data.
     fn snapshot(&self) -> Box<dyn Image>;
 

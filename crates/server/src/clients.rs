@@ -29,7 +29,7 @@ pub(crate) struct Client {
     pub(crate) local: SocketAddr,
     /// Number of its file, for whoever compares with what the system shows.
     fd: i32,
-    created: Instant,
+    pub(crate) created: Instant,
     profile: Mutex<Profile>,
     /// What its connection measures, turn by turn.
     pub(crate) meters: Meters,

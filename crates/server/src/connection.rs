@@ -29,6 +29,7 @@ use crate::crowd::Newcomer;
 use crate::dispatch::{self, Course, Way};
 use crate::engine::{Engine, Failure};
 use crate::port::{Place, Port, Replica};
+use crate::reign::{Noted, Reign};
 use crate::resp::{Limits, Protocol, RequestDecoder, RespSink};
 use crate::session::{Action, Asked, Next, Session};
 use crate::slowlog::SlowCommand;
@@ -36,7 +37,7 @@ use crate::stats::{Tally, count_error};
 use kvorum_cluster::{Footing, Mode, ReplicaId, View};
 use kvorum_keyspace::{Args, Command, Sink};
 use kvorum_node::{Batch, HandoverError, ReadError, ReplySink};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -81,8 +82,8 @@ pub(crate) struct Shared<E> {
     engine: RwLock<Option<Arc<E>>>,
     /// Set when the connections are to finish what they have and end.
     pub(crate) draining: AtomicBool,
-    /// In a standalone cluster: when the replica ceased to lead.
-    demoted: Mutex<Option<Instant>>,
+    /// When the replica of a standalone cluster led last.
+    reign: Reign,
 }
 
 impl<E> Shared<E> {
@@ -92,7 +93,7 @@ impl<E> Shared<E> {
             port: Arc::new(port),
             engine: RwLock::default(),
             draining: AtomicBool::new(false),
-            demoted: Mutex::default(),
+            reign: Reign::default(),
         }
     }
 
@@ -101,15 +102,14 @@ impl<E> Shared<E> {
         self.engine.read().clone()
     }
 
-    /// The replica of a standalone cluster does not lead any more. Clients that have nothing to do learn of that when they are told.
-    pub(crate) fn demoted(&self) {
-        *self.demoted.lock() = Some(Instant::now());
-        self.port.clients.all().iter().for_each(|client| client.tell());
-    }
-
-    /// Whether who connects now may have been told that this is where the leader is.
-    fn led_lately(&self) -> bool {
-        self.demoted.lock().is_some_and(|demoted| demoted.elapsed() < LED_LATELY)
+    /// Takes note of what a view of a standalone cluster says about the replica, and returns whether it leads. Clients that have nothing
+    /// to do learn that it does not any more when they are told.
+    pub(crate) fn note_leader(&self, view: &View, replica: ReplicaId) -> bool {
+        let noted = self.reign.note(view, replica);
+        if noted == Noted::Deposed {
+            self.port.clients.all().iter().for_each(|client| client.tell());
+        }
+        noted == Noted::Leads
     }
 
     /// From here on this replica is behind the port. Connections that are there go on with it.
@@ -205,7 +205,7 @@ pub(crate) async fn serve<E: Engine>(shared: Arc<Shared<E>>, stream: TcpStream, 
         out: RespSink::default(),
         sent: 0,
         view: None,
-        led: shared.led_lately(),
+        led: false,
         guest: false,
         leave: None,
         open: None,
@@ -370,8 +370,11 @@ impl<E: Engine> Connection<E> {
         if view.topology.mode == Mode::Cluster {
             return;
         }
-        let leads = view.leads(engine.id());
-        self.led |= leads;
+        let leads = self.shared.note_leader(view, engine.id());
+        // Who connected only just after that may have been told that this is where the leader is.
+        let led_lately =
+            || self.shared.reign.ended().is_some_and(|ended| self.client.created < ended + LED_LATELY);
+        self.led = leads || self.led || led_lately();
         self.guest = self.led && !leads;
     }
 

@@ -29,6 +29,7 @@ mod monitor;
 mod password;
 mod port;
 mod process;
+mod reign;
 mod resp;
 mod rewrite;
 mod saves;

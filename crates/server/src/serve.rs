@@ -17,7 +17,7 @@ use crate::port::{Port, Replica};
 use crate::sentinel::{self, SentinelPort};
 use crate::settings::{DebugCommand, OutputSettings, Settings};
 use crate::stats::SAMPLE_INTERVAL;
-use kvorum_cluster::{Mode, ShardId, View};
+use kvorum_cluster::{Mode, ShardId};
 use kvorum_node::{Node, NodeConfig, ReadMode};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -310,8 +310,6 @@ struct OpenPort {
     /// Dropping it closes the port.
     stop: watch::Sender<()>,
     task: JoinHandle<()>,
-    /// Whether its replica led when that was looked at last.
-    led: bool,
     /// Its replica has left this server: clients are redirected from here until then, and it closes.
     closes: Option<Instant>,
 }
@@ -340,8 +338,10 @@ impl Ports {
         let Some((server, view)) = server.server_id.zip(self.node.view()) else { return Ok(()) };
         let now = Instant::now();
         for (id, port) in &mut self.open {
-            if view.topology.mode == Mode::Standalone {
-                port.note_leader(&view);
+            if view.topology.mode == Mode::Standalone
+                && let Some(engine) = port.shared.engine()
+            {
+                port.shared.note_leader(&view, engine.id());
             }
             let placed = view.topology.shard(*id).is_none_or(|shard| shard.replica_on(server).is_some());
             port.closes = match port.closes {
@@ -387,7 +387,7 @@ impl Ports {
         let (stop, stopped) = watch::channel(());
         let task = tokio::spawn(listen(listener, Arc::clone(&shared), stopped));
         self.shown.write().insert(id, Arc::clone(&shared));
-        self.open.insert(id, OpenPort { shared, stop, task, led: false, closes: None });
+        self.open.insert(id, OpenPort { shared, stop, task, closes: None });
         Ok(())
     }
 
@@ -405,13 +405,6 @@ impl Ports {
 }
 
 impl OpenPort {
-    fn note_leader(&mut self, view: &View) {
-        let leads = self.shared.engine().is_some_and(|engine| view.leads(engine.id()));
-        if std::mem::replace(&mut self.led, leads) && !leads {
-            self.shared.demoted();
-        }
-    }
-
     async fn close(self) {
         drop(self.stop);
         if let Err(error) = self.task.await {

@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -34,6 +34,8 @@ pub(crate) struct Recorder {
     pub(crate) locals: AtomicUsize,
     /// Snapshots it took its state from.
     pub(crate) restored: AtomicUsize,
+    /// The highest term it was told that its replica votes in.
+    pub(crate) voted: AtomicU64,
     /// An entry with this content is refused (`fail`) or makes it panic (`panic`).
     poison: Option<&'static str>,
 }
@@ -70,6 +72,10 @@ impl Machine for Recorder {
     }
 
     fn blank(&self, _index: u64, _term: u64) {}
+
+    fn voted(&self, term: u64) {
+        self.voted.fetch_max(term, Ordering::Relaxed);
+    }
 
     fn snapshot(&self) -> Box<dyn Image> {
         Box::new(Copied(self.entries.lock().clone()))

@@ -1,5 +1,6 @@
 //! Handing the leadership over.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kvorum_raft::{NotLeased, ProposeError, TransferError};
@@ -24,6 +25,27 @@ async fn leadership_goes_to_the_target_and_comes_back() {
         leader = target;
     }
     cluster.agree_on(6).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_known_to_lead_has_heard_of_its_own_vote() {
+    let cluster = Cluster::with_group().await;
+    let mut leader = cluster.leader().await;
+    for round in 0..10 {
+        put(cluster.server(leader).group(), text(round)).await;
+        eventually("a transfer", || (cluster.server(leader).status().matched.len() == 3).then_some(())).await;
+        let [target, witness] = cluster.others(leader)[..] else { panic!("three replicas") };
+        let before = cluster.server(leader).status().term;
+        let mut statuses = cluster.server(witness).group().status();
+        let transferring = cluster.server(leader).group().clone();
+        let transfer = tokio::spawn(async move { transferring.transfer_leader(target).await });
+        let told = statuses.wait_for(|status| status.term > before && status.leader == Some(target)).await;
+        let term = told.unwrap().term;
+        assert!(cluster.server(target).machine().voted.load(Ordering::Relaxed) >= term);
+        transfer.await.unwrap().unwrap();
+        leader = cluster.leader().await;
+        assert_eq!(leader, target);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -447,7 +447,8 @@ async fn who_came_to_the_leader_of_a_standalone_cluster_is_served_by_the_next_on
     client.send("GET bar\r\n").await;
     client.expect("$1\r\n3\r\n").await;
 
-    // Who asks a follower is told.
+    // Who asks a follower is told, when it has been one for a while.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     let mut other = server.client().await;
     other.send("SELECT 3\r\nGET bar\r\nINCR bar\r\n").await;
     let read_only = "-READONLY You can't write against a read only replica.\r\n";
@@ -482,12 +483,8 @@ async fn who_came_to_a_deposed_leader_is_let_go_when_it_has_nothing_to_do() {
         client.expect("+OK\r\n").await;
     }
     replica.elect(0, 2, 2);
-    let mut reader = server.client().await;
-    reader.send("GET bar\r\n").await;
-    reader.expect("$1\r\n1\r\n").await;
-    // As the port does when its replica does not lead any more.
-    server.shared.demoted();
-    // Somebody was told a moment ago that the leader is here.
+    // Somebody was told a moment ago that the leader is here, and comes before the port's own task has seen that it is not: that tells
+    // the idle one as well.
     let mut late = server.client().await;
     late.send("INCR bar\r\n").await;
     late.expect(":2\r\n").await;
@@ -501,7 +498,10 @@ async fn who_came_to_a_deposed_leader_is_let_go_when_it_has_nothing_to_do() {
     }
     ending.await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(1));
-    // Who asked for a follower has one.
+    // Who asks for a follower has one.
+    let mut reader = server.client().await;
+    reader.send("GET bar\r\n").await;
+    reader.expect("$1\r\n2\r\n").await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     reader.send("GET bar\r\nINCR bar\r\n").await;
     reader.expect("$1\r\n2\r\n-READONLY You can't write against a read only replica.\r\n").await;
@@ -707,6 +707,9 @@ async fn a_standalone_leader_takes_keys_of_all_slots() {
         )
         .await;
     replica.elect(0, 2, 2);
+    client.send("GET a\r\n").await;
+    client.expect("$1\r\n1\r\n").await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     let mut client = server.client().await;
     client.send("SELECT 0\r\nSET a 1\r\nGET a\r\n").await;
     client.expect("+OK\r\n-READONLY You can't write against a read only replica.\r\n$1\r\n1\r\n").await;
