@@ -27,6 +27,8 @@ const LIMIT: Duration = Duration::from_secs(15);
 const LASTS: Duration = Duration::from_secs(3);
 /// So many acknowledged writes after the harm, one after the other, show that a client is well: one may have been on its way before.
 const WELL: usize = 10;
+/// How often leaders are handed over by a client, and as often by an operator.
+const HANDOVERS: usize = 3;
 /// Between two writes of a client.
 const PACE: Duration = Duration::from_millis(5);
 /// What docs/clients.md recommends.
@@ -246,7 +248,7 @@ struct Trial {
     /// They end before the cluster.
     writers: Vec<Writer>,
     cluster: Cluster,
-    /// A name, and each writer's longest gap in seconds and errors.
+    /// A name, and each writer's longest gap in seconds and errors, in the order of the writers.
     steps: Vec<(&'static str, Vec<(f64, String)>)>,
 }
 
@@ -282,6 +284,20 @@ impl Trial {
             (told.longest.as_secs_f64(), told.errors())
         };
         self.steps.push((name, self.writers.iter().map(outcome).collect()));
+        Ok(())
+    }
+
+    /// A handover that somebody asks for, which no client has to notice.
+    async fn handover(
+        &mut self,
+        name: &'static str,
+        act: impl AsyncFnOnce(&mut Cluster) -> Result<()>,
+    ) -> Result<()> {
+        self.step(name, act).await?;
+        let (_, outcomes) = self.steps.last().expect("it was one");
+        for (writer, (_, errors)) in self.writers.iter().zip(outcomes) {
+            ensure!(errors.is_empty(), "{name}: {}: {errors}", writer.name);
+        }
         Ok(())
     }
 
@@ -368,8 +384,10 @@ async fn all_harms(trial: &mut Trial) -> Result<()> {
     trial.harm(["kill -9", "start"], Fault::Kill).await?;
     trial.harm(["SIGSTOP", "SIGCONT"], Fault::Freeze).await?;
     trial.harm(["cut off", "healed"], Fault::Unplug).await?;
-    trial.step("failover by a client", hand_over).await?;
-    trial.step("kvorum cluster failover", async |cluster: &mut Cluster| cluster.handover(0)).await?;
+    for _ in 0..HANDOVERS {
+        trial.handover("failover by a client", hand_over).await?;
+        trial.handover("kvorum cluster failover", async |cluster: &mut Cluster| cluster.handover(0)).await?;
+    }
     trial.cluster.ready().await?;
     let victim = trial.cluster.server_of(&trial.cluster.leader(0).await?);
     trial.step("SIGTERM", async |cluster: &mut Cluster| cluster.stop(victim).await.map(drop)).await?;

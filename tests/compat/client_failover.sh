@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # redis-cli as scripts use it, a process for each write, while leaders come and go: `client_failover.sh KIND KEY MASTER HOST:PORT...`.
 #
-# KIND is `cluster` (redis-cli follows redirections; when a node does not answer, the next one is asked) or `sentinel` (the Sentinels
-# say where the master is, and are asked again after an error). It marks growing numbers in the string KEY, one after the other, and
+# KIND is `cluster` (redis-cli follows redirections; when a node does not answer, the next one is asked) or `sentinel` (before each
+# connection a Sentinel is asked where the master is, as the guidelines for clients of Sentinel want it). It marks growing numbers in the string KEY, one after the other, and
 # prints `ok NUMBER` or `error KIND` for each. A number that failed is not tried again. It goes on until it is ended.
 set -u
 
@@ -34,7 +34,7 @@ find_node() {
 }
 
 for ((number = 1; ; number++)); do
-    [[ $node ]] || find_node
+    [[ $node && $kind == cluster ]] || find_node
     if [[ $node ]]; then
         said=$(cli 2 "$node" -c SETRANGE "$key" "$number" x)
         status=$?
