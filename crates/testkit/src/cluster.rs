@@ -479,6 +479,16 @@ impl Cluster {
         serde_json::from_str(&succeed(&mut status)?).context("cluster status printed no JSON")
     }
 
+    /// The failover timeline of one of the servers, as `kvorum cluster events` has it.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn events_of(&self, number: u16) -> Result<serde_json::Value> {
+        let mut events = Command::new(&self.program);
+        events.args(["cluster", "events", "--json", "--server", &self.peer_addr(number)]);
+        serde_json::from_str(&succeed(&mut events)?).context("cluster events printed no JSON")
+    }
+
     /// `kvorum cluster handover`: another replica of the shard leads then.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ mod systems;
 mod workers;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use kvorum_testkit::random::Random;
@@ -66,6 +66,8 @@ impl std::fmt::Display for Harm {
 /// What came out of all rounds of one harm on one system.
 #[derive(Default)]
 struct Row {
+    /// When another server led, of systems that tell.
+    elected_ms: Vec<f64>,
     recovery_ms: Vec<f64>,
     /// The longest gap of shards that another server led, and the longest of all shards without harm.
     others_ms: Vec<f64>,
@@ -140,10 +142,13 @@ async fn trial(
     let workers = Workers::start(name, &shards, || system.client(), random);
     tokio::time::sleep(BEFORE).await;
     let (victim, led) = system.leader(shard).await?;
-    let harmed = Instant::now();
+    let (harmed, harmed_at) = (Instant::now(), SystemTime::now());
     system.harm(harm, victim, shard)?;
     tokio::time::sleep(AFTER).await;
     let evidence = workers.stop_after_progress(LIMIT).await?;
+    if harm != Harm::Handover {
+        row.elected_ms.extend(system.elected(victim, &led, harmed_at)?.map(ms));
+    }
     system.heal().await?;
 
     // What is handed over is one shard; what is gone with a server is all that it led.
@@ -185,8 +190,8 @@ fn ms(duration: Duration) -> f64 {
 }
 
 fn table(harms: &[Harm], systems: &[System], rows: &[Vec<Row>]) -> String {
-    let mut text = "| | | writes resume, ms: median (worst) | other shards' longest gap, ms: median (worst) | without harm | acknowledged | \
-                    lost | counters gone back | stale reads | errors |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    let mut text = "| | | another leads, ms: median (worst) | writes resume | other shards' longest gap | without harm | acknowledged | \
+                    lost | counters gone back | stale reads | errors |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
         .to_owned();
     for (harm, of_harm) in harms.iter().zip(rows) {
         for (system, row) in systems.iter().zip(of_harm) {
@@ -200,8 +205,9 @@ fn table(harms: &[Harm], systems: &[System], rows: &[Vec<Row>]) -> String {
             let errors: Vec<String> =
                 row.errors.iter().map(|(kind, times)| format!("{kind} {times}")).collect();
             text.push_str(&format!(
-                "| {harm} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+                "| {harm} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
                 system.name(),
+                cell(&row.elected_ms),
                 cell(&row.recovery_ms),
                 cell(&row.others_ms),
                 cell(&row.baseline_ms),

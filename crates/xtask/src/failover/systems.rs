@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use kvorum_testkit::binary::target_dir;
@@ -142,6 +142,22 @@ impl System {
         }
     }
 
+    /// When another server than the victim led each of these shards, after `since`, by that server's own timeline or that of another one. Only
+    /// Kvorum has one.
+    pub(super) fn elected(
+        &self,
+        victim: u16,
+        shards: &[usize],
+        since: SystemTime,
+    ) -> Result<Option<Duration>> {
+        let System::Kvorum(cluster) = self else { return Ok(None) };
+        let witness = cluster.numbers().find(|number| *number != victim).context("no server is left")?;
+        let since_ms = since.duration_since(UNIX_EPOCH)?.as_millis();
+        let since_ms = u64::try_from(since_ms)?;
+        last_elected(&cluster.events_of(witness)?, shards, since_ms)
+            .map(|at_ms| Some(Duration::from_millis(at_ms - since_ms)))
+    }
+
     /// Undoes all harm and waits until everything is as before, but for who leads.
     pub(super) async fn heal(&mut self) -> Result<()> {
         match self {
@@ -156,6 +172,21 @@ impl System {
             }
         }
     }
+}
+
+/// When the last of these shards had a new leader after `since_ms`, in a timeline of events.
+fn last_elected(events: &serde_json::Value, shards: &[usize], since_ms: u64) -> Result<u64> {
+    let events = events.as_array().context("a timeline is an array")?;
+    let elected = |shard: &usize| {
+        events
+            .iter()
+            .filter(|event| event["event"] == "+switch-master" && event["shard"] == *shard)
+            .filter_map(|event| event["at_ms"].as_u64())
+            .find(|at_ms| *at_ms >= since_ms)
+            .with_context(|| format!("nobody was elected for shard {shard}"))
+    };
+    let elected: Vec<u64> = shards.iter().map(elected).collect::<Result<_>>()?;
+    elected.into_iter().max().context("no shard")
 }
 
 /// Redis servers, and Sentinels beside them if there are any.
@@ -405,5 +436,25 @@ impl Drop for Redises {
             let _ = process.kill();
             let _ = process.wait();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_is_the_first_election_of_each_shard_and_the_last_of_those() {
+        let event = |at_ms: u64, shard: u64, event: &str| serde_json::json!({"at_ms": at_ms, "shard": shard, "event": event});
+        let events = serde_json::json!([
+            event(900, 0, "+switch-master"),
+            event(1100, 0, "+sdown"),
+            event(1400, 0, "+switch-master"),
+            event(1500, 2, "+switch-master"),
+            event(1900, 0, "+switch-master"),
+        ]);
+        assert_eq!(last_elected(&events, &[0], 1000).unwrap(), 1400);
+        assert_eq!(last_elected(&events, &[0, 2], 1000).unwrap(), 1500);
+        assert!(last_elected(&events, &[0, 1], 1000).is_err());
     }
 }
