@@ -3,7 +3,7 @@
 //! openraft's own timer waits a random time after the lease, so that two followers seldom stand together. That costs a failover a quarter
 //! of a second in the median. Here followers stand in an order that both know ([`Campaign::turn`]), and how long they wait is measured:
 //! [`Hearing`] keeps the longest pause between two signs of life of the leader, and a follower stands after twice that, but not before the
-//! lease is over. On a quiet machine that is the lease; on one where heartbeats are late, it is longer, up to where openraft's own timer,
+//! lease is over. A pause that is longer than any patience is no habit of the leader's: something was broken, or this server stood still itself. On a quiet machine that is the lease; on one where heartbeats are late, it is longer, up to where openraft's own timer,
 //! which goes on, stands anyhow.
 //!
 //! Nothing here is a matter of safety: a pre-vote is asked for first, which changes nothing, and which no voter grants while the lease that it
@@ -48,6 +48,8 @@ const FAR: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Hearing {
     environment: Environment,
+    /// Longer pauses are not remembered.
+    patience: Duration,
     heard: Mutex<Heard>,
     /// The highest term whose leader's vote is known to be on this replica's disk.
     stored: AtomicU64,
@@ -65,8 +67,9 @@ struct Heard {
 }
 
 impl Hearing {
-    pub(crate) fn new(environment: Environment) -> Hearing {
-        Hearing { environment, heard: Mutex::default(), stored: AtomicU64::new(0) }
+    pub(crate) fn new(environment: Environment, timing: &Timing) -> Hearing {
+        let patience = longest_patience(timing);
+        Hearing { environment, patience, heard: Mutex::default(), stored: AtomicU64::new(0) }
     }
 
     /// The leader of a term has sent something. What it sends does not wait for the disk before this is called.
@@ -83,7 +86,9 @@ impl Hearing {
             heard.longest = [Duration::ZERO, heard.longest[0]];
             heard.since = now;
         }
-        heard.longest[0] = heard.longest[0].max(pause);
+        if pause <= self.patience {
+            heard.longest[0] = heard.longest[0].max(pause);
+        }
         heard.term = term;
         heard.last = Some(now);
     }
@@ -189,7 +194,12 @@ impl Campaign {
 
 /// How much silence of a leader is suspicious whose longest pause so far was `longest`.
 fn patience(timing: &Timing, longest: Duration) -> Duration {
-    (longest * 2).clamp(timing.lease(), timing.lease() + timing.election_max())
+    (longest * 2).clamp(timing.lease(), longest_patience(timing))
+}
+
+/// When openraft's own timer stands at the latest.
+fn longest_patience(timing: &Timing) -> Duration {
+    timing.lease() + timing.election_max()
 }
 
 /// How many others stand before `me` when `leader` is gone. Another one is first in the next group, or all shards of a lost server would
@@ -232,7 +242,8 @@ mod tests {
     #[test]
     fn pauses_are_those_of_one_leader_and_are_forgotten_after_a_while() {
         let clock = Arc::new(Hand::default());
-        let hearing = Hearing::new(Environment::simulated(clock.clone(), 0));
+        let timing = Timing { election_max_ms: 500, ..Timing::default() };
+        let hearing = Hearing::new(Environment::simulated(clock.clone(), 0), &timing);
         let sign = |at: u64, term: u64| {
             clock.0.store(at, Ordering::Relaxed);
             hearing.sign(term);
@@ -248,7 +259,13 @@ mod tests {
         assert_eq!(hearing.of(3), Some((ms(1500), ms(350))), "a deposed leader is none");
         sign(9000, 4);
         assert_eq!(hearing.of(4), Some((ms(9000), ms(350))), "the pause between two leaders is no leader's");
-        for second in 10..=60 {
+        sign(10_001, 4);
+        assert_eq!(
+            hearing.of(4),
+            Some((ms(10_001), ms(350))),
+            "one that nobody would have waited for is no pause"
+        );
+        for second in 11..=60 {
             sign(second * 1000, 4);
         }
         assert_eq!(hearing.of(4), Some((ms(60_000), ms(1000))));

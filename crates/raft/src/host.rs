@@ -280,7 +280,7 @@ impl Host {
         raft.run();
         // The first report of the running replica; an error means that it has ended, which its status will say.
         let _ = metrics.changed().await;
-        let hearing = Arc::new(Hearing::new(environment.clone()));
+        let hearing = Arc::new(Hearing::new(environment.clone(), timing));
         let replica = Replica {
             raft: raft.clone(),
             gate: gate.clone(),

@@ -39,7 +39,10 @@ impl Reign {
         let Some((shard, _)) = view.topology.replica(replica) else { return Noted::Follows };
         let term = view.leaders.term(shard.id);
         if view.leads(replica) {
-            self.term.fetch_max(term, Ordering::AcqRel);
+            // Every turn of every connection comes here; seldom is it news.
+            if self.term.load(Ordering::Relaxed) < term {
+                self.term.fetch_max(term, Ordering::AcqRel);
+            }
             return Noted::Leads;
         }
         let led = self.term.load(Ordering::Acquire);

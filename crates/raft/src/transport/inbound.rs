@@ -480,6 +480,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Environment;
+    use crate::host::Timing;
 
     fn frame(stream: u64, request: u64, content: Content) -> peer::Frame {
         peer::Frame { group: 1, to: 2, stream, request, content: Some(content) }
@@ -499,7 +500,7 @@ mod tests {
     fn stream(number: u64, waiting: &[u64]) -> (GroupStream, mpsc::Receiver<AppendEntriesRequest<Types>>) {
         let (requests, queue) = mpsc::channel(STREAM_QUEUE);
         let unanswered = Unanswered { numbers: waiting.iter().copied().collect(), ended: false };
-        let hearing = Arc::new(Hearing::new(Environment::real()));
+        let hearing = Arc::new(Hearing::new(Environment::real(), &Timing::default()));
         (GroupStream { number, hearing, requests, unanswered: Arc::new(Mutex::new(unanswered)) }, queue)
     }
 
