@@ -2,8 +2,9 @@
 # redis-cli as scripts use it, a process for each write, while leaders come and go: `client_failover.sh KIND KEY MASTER HOST:PORT...`.
 #
 # KIND is `cluster` (redis-cli follows redirections; when a node does not answer, the next one is asked) or `sentinel` (before each
-# connection a Sentinel is asked where the master is, as the guidelines for clients of Sentinel want it). It marks growing numbers in the string KEY, one after the other, and
-# prints `ok NUMBER` or `error KIND` for each. A number that failed is not tried again. It goes on until it is ended.
+# connection a Sentinel is asked where the master is, as the guidelines for clients of Sentinel want it). It marks growing numbers in the
+# string KEY, one after the other, and prints `ok NUMBER` or `error KIND` for each. A number that failed is not tried again. It goes on
+# until it is ended.
 set -u
 
 kind=$1 key=$2 master=$3

@@ -3,8 +3,9 @@
 //! openraft's own timer waits a random time after the lease, so that two followers seldom stand together. That costs a failover a quarter
 //! of a second in the median. Here followers stand in an order that both know ([`Campaign::turn`]), and how long they wait is measured:
 //! [`Hearing`] keeps the longest pause between two signs of life of the leader, and a follower stands after twice that, but not before the
-//! lease is over. A pause that is longer than any patience is no habit of the leader's: something was broken, or this server stood still itself. On a quiet machine that is the lease; on one where heartbeats are late, it is longer, up to where openraft's own timer,
-//! which goes on, stands anyhow.
+//! lease is over. On a quiet machine that is the lease; on one where heartbeats are late, it is longer, up to where openraft's own timer,
+//! which goes on, stands anyhow. A pause that is longer than any patience is no habit of the leader's: something was broken, or this server
+//! stood still itself.
 //!
 //! Nothing here is a matter of safety: a pre-vote is asked for first, which changes nothing, and which no voter grants while the lease that it
 //! granted lasts. (After Ongaro's dissertation, 9.6, and the suspicion of accrual failure detectors, Hayashibara et al. 2004, with the

@@ -1,7 +1,8 @@
 //! The WAL as openraft's log store.
 //!
 //! Votes and truncations are awaited; entries are handed over and acknowledged by the WAL's callback. On the way to the disk the lease hears
-//! of votes and memberships first (rules 6 and 8 of [`lease`](crate::lease)), and the machine of votes. Any error is fatal to the group, as openraft has it.
+//! of votes and memberships first (rules 6 and 8 of [`lease`](crate::lease)), and the machine of votes. Any error is fatal to the group,
+//! as openraft has it.
 
 use std::{
     fmt::Debug,

@@ -474,9 +474,7 @@ impl Cluster {
     /// # Errors
     /// When it fails.
     pub fn status_of(&self, number: u16) -> Result<serde_json::Value> {
-        let mut status = Command::new(&self.program);
-        status.args(["cluster", "status", "--json", "--server", &self.peer_addr(number)]);
-        serde_json::from_str(&succeed(&mut status)?).context("cluster status printed no JSON")
+        self.told_by("status", number)
     }
 
     /// The failover timeline of one of the servers, as `kvorum cluster events` has it.
@@ -484,9 +482,14 @@ impl Cluster {
     /// # Errors
     /// When it fails.
     pub fn events_of(&self, number: u16) -> Result<serde_json::Value> {
-        let mut events = Command::new(&self.program);
-        events.args(["cluster", "events", "--json", "--server", &self.peer_addr(number)]);
-        serde_json::from_str(&succeed(&mut events)?).context("cluster events printed no JSON")
+        self.told_by("events", number)
+    }
+
+    /// What `kvorum cluster WHAT --json` says of a server.
+    fn told_by(&self, what: &str, number: u16) -> Result<serde_json::Value> {
+        let mut ask = Command::new(&self.program);
+        ask.args(["cluster", what, "--json", "--server", &self.peer_addr(number)]);
+        serde_json::from_str(&succeed(&mut ask)?).with_context(|| format!("cluster {what} printed no JSON"))
     }
 
     /// `kvorum cluster handover`: another replica of the shard leads then.
